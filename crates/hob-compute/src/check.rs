@@ -1,0 +1,365 @@
+//! The checks at the top of every verb, shared by all devices: shapes in, error out, before any memory is touched.
+//!
+//! It knows the rules that the argument structs document, and nothing of how a device keeps its memory.
+
+use crate::{
+    AppendKv, Attend, Combine, ComputeError, Embed, Linear, Norm, PAGE_POSITIONS, PageSpec, Pick, Result,
+    Rope, SeqRows, WeightKind, WeightSpec,
+};
+
+/// Shape of a buffer or a weight.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub rows: usize,
+    pub width: usize,
+}
+
+fn need(
+    ok: bool,
+    verb: &'static str,
+    expected: impl FnOnce() -> String,
+    found: impl FnOnce() -> String,
+) -> Result<()> {
+    if ok { Ok(()) } else { Err(ComputeError::Shape { verb, expected: expected(), found: found() }) }
+}
+
+fn need_rows(verb: &'static str, what: &str, rows: usize, shape: Shape) -> Result<()> {
+    need(
+        rows <= shape.rows,
+        verb,
+        || format!("{what} of at least {rows} rows"),
+        || format!("{} rows", shape.rows),
+    )
+}
+
+fn need_width(verb: &'static str, what: &str, width: usize, shape: Shape) -> Result<()> {
+    need(
+        width == shape.width,
+        verb,
+        || format!("{what} of width {width}"),
+        || format!("width {}", shape.width),
+    )
+}
+
+/// Floats of a new buffer.
+///
+/// # Errors
+/// A zero side or an overflow.
+pub fn alloc(rows: usize, width: usize) -> Result<usize> {
+    let found = || format!("{rows} x {width}");
+    match rows.checked_mul(width) {
+        Some(len) if len > 0 => Ok(len),
+        _ => Err(ComputeError::shape(
+            "alloc",
+            "a buffer of at least one float that fits the address space",
+            found(),
+        )),
+    }
+}
+
+/// Range of a buffer's floats that starts at `row` and holds `len`.
+///
+/// # Errors
+/// A range that leaves the buffer.
+pub fn span(verb: &'static str, shape: Shape, row: usize, len: usize) -> Result<std::ops::Range<usize>> {
+    let total = shape.rows * shape.width;
+    let start = row.checked_mul(shape.width).filter(|&s| row <= shape.rows && len <= total - s);
+    let Some(start) = start else {
+        let found = format!("{len} floats from row {row} of a buffer of {} x {}", shape.rows, shape.width);
+        return Err(ComputeError::shape(verb, "a range inside the buffer", found));
+    };
+    Ok(start..start + len)
+}
+
+/// A weight's spec against its source. Gives the bytes of one row.
+///
+/// # Errors
+/// [`ComputeError::Weight`] for an empty or ragged shape, a format without a decoder, or a source of another length.
+pub fn load(spec: &WeightSpec, source_bytes: u64) -> Result<usize> {
+    let fail = |problem: String| Err(ComputeError::Weight { name: spec.name.clone(), problem });
+    if spec.rows == 0 || spec.cols == 0 {
+        return fail(format!("expected at least one row and column, found {} x {}", spec.rows, spec.cols));
+    }
+    if spec.kind == WeightKind::Vector && spec.rows != 1 {
+        return fail(format!("expected a vector (1 row), found {} rows", spec.rows));
+    }
+    if !spec.format.can_decode() {
+        return fail(format!(
+            "format {} cannot be computed from; convert the file to another type",
+            spec.format
+        ));
+    }
+    let (Some(row), Some(bytes)) = (spec.format.row_bytes(spec.cols), spec.file_bytes()) else {
+        let block = spec.format.block_len();
+        return fail(format!(
+            "expected columns in whole blocks of {block} ({}), found {}",
+            spec.format, spec.cols
+        ));
+    };
+    if bytes != source_bytes {
+        return fail(format!(
+            "expected {bytes} bytes for {} x {}, found {source_bytes}",
+            spec.rows, spec.cols
+        ));
+    }
+    Ok(row)
+}
+
+/// # Errors
+/// A page shape without values, or one that overflows.
+pub fn alloc_pages(spec: &PageSpec, count: usize) -> Result<usize> {
+    let values = spec.page_values().filter(|&v| v > 0).and_then(|v| v.checked_mul(count).filter(|&n| n > 0));
+    values.ok_or_else(|| {
+        let found = format!("{count} pages of {} KV heads x {}", spec.kv_heads, spec.head_dim);
+        ComputeError::shape("alloc_pages", "at least one page with values, within the address space", found)
+    })
+}
+
+/// # Errors
+/// Another width or too few rows.
+pub fn embed(args: &Embed, table: Shape, out: Shape) -> Result<()> {
+    need_rows("embed", "an output", args.tokens.len(), out)?;
+    need_width("embed", "an output", table.width, out)
+}
+
+/// The id of a token: its own, or the best of a row of the last `pick`.
+///
+/// # Errors
+/// A row that the last `pick` did not have.
+pub fn resolve(token: crate::Token, last: &[u32]) -> Result<u32> {
+    match token {
+        crate::Token::Host(id) => Ok(id),
+        crate::Token::Device(slot) => last.get(slot as usize).copied().ok_or_else(|| {
+            ComputeError::shape(
+                "embed",
+                format!("a device slot below {}", last.len()),
+                format!("slot {slot}"),
+            )
+        }),
+    }
+}
+
+/// A weight must have been loaded for what a verb does with it.
+///
+/// # Errors
+/// A weight of another kind.
+pub fn kind(verb: &'static str, expected: WeightKind, name: &str, found: WeightKind) -> Result<()> {
+    need(
+        expected == found,
+        verb,
+        || format!("a weight loaded as {expected:?}"),
+        || format!("'{name}', a {found:?}"),
+    )
+}
+
+/// # Errors
+/// A token outside the table.
+pub fn token(id: u32, table: Shape) -> Result<usize> {
+    let at = id as usize;
+    need(at < table.rows, "embed", || format!("a token below {}", table.rows), || format!("token {id}"))?;
+    Ok(at)
+}
+
+/// # Errors
+/// Rows or widths that do not meet.
+pub fn norm(args: &Norm, x: Shape, cols: usize, out: Shape) -> Result<()> {
+    let width = args.groups.saturating_mul(cols);
+    need(args.groups > 0, "norm", || "at least one group".into(), || "0 groups".into())?;
+    need_rows("norm", "an input", args.rows, x)?;
+    need_rows("norm", "an output", args.rows, out)?;
+    need_width("norm", "an input", width, x)?;
+    need_width("norm", "an output", width, out)
+}
+
+/// The part of `linear` that does not depend on a product.
+///
+/// # Errors
+/// Too few input rows, no product, or a number of products that `combine` cannot use.
+pub fn linear(args: &Linear, x: Shape) -> Result<()> {
+    need_rows("linear", "an input", args.first_row.saturating_add(args.rows), x)?;
+    let n = args.products.len();
+    match args.combine {
+        Combine::Gated(_) => need(n == 2, "linear", || "2 products, gate and up".into(), || n.to_string())?,
+        Combine::Store | Combine::Add => need(n > 0, "linear", || "a product".into(), || "none".into())?,
+    }
+    let aliased = args.written().any(|p| p.out == args.x);
+    need(!aliased, "linear", || "outputs other than the input".into(), || "the input as an output".into())
+}
+
+/// One product of a `linear`. `out` is `None` where the output is not written.
+///
+/// # Errors
+/// Rows or widths that do not meet.
+pub fn product(
+    args: &Linear,
+    x: Shape,
+    weight: Shape,
+    bias: Option<usize>,
+    out: Option<Shape>,
+) -> Result<()> {
+    need_width("linear", "an input", weight.width, x)?;
+    if let Some(bias) = bias {
+        need_width("linear", "a bias", weight.rows, Shape { rows: 1, width: bias })?;
+    }
+    if let Some(out) = out {
+        need_rows("linear", "an output", args.rows, out)?;
+        need_width("linear", "an output", weight.rows, out)?;
+    }
+    Ok(())
+}
+
+/// Gate and up of a gated `linear` meet in one output.
+///
+/// # Errors
+/// Different output widths.
+pub fn gated(gate: Shape, up: Shape) -> Result<()> {
+    need(
+        gate.rows == up.rows,
+        "linear",
+        || format!("gate and up of one width, {}", gate.rows),
+        || up.rows.to_string(),
+    )
+}
+
+impl Linear<'_> {
+    /// Products whose output is written: all, or only the first of a gated pair.
+    pub fn written(&self) -> impl Iterator<Item = &crate::Product> {
+        let n = if matches!(self.combine, Combine::Gated(_)) { 1 } else { self.products.len() };
+        self.products.iter().take(n)
+    }
+}
+
+/// # Errors
+/// Rows or widths that do not meet, or more rotated dimensions than a head has.
+pub fn rope(args: &Rope, x: Shape, freqs: Shape) -> Result<()> {
+    need_rows("rope", "an input", args.positions.len(), x)?;
+    need_width("rope", "an input", args.heads.saturating_mul(args.head_dim), x)?;
+    let rotary = freqs.width.saturating_mul(2);
+    need(
+        rotary <= args.head_dim,
+        "rope",
+        || format!("at most {} rotated dimensions", args.head_dim),
+        || rotary.to_string(),
+    )
+}
+
+/// The rows and pages of every sequence; `spec_of` looks up a page and gives its shape.
+///
+/// # Errors
+/// Rows outside the batch or out of order, too few pages, a page of another shape or pool.
+pub fn seqs(
+    verb: &'static str,
+    seqs: &[SeqRows],
+    rows: usize,
+    spec: &PageSpec,
+    spec_of: impl Fn(crate::Page) -> Result<PageSpec>,
+) -> Result<()> {
+    let mut next = 0usize;
+    for seq in seqs {
+        let end = seq.row.saturating_add(seq.rows);
+        need(
+            seq.row >= next && end <= rows,
+            verb,
+            || format!("sequences in ascending rows without overlap, between {next} and {rows}"),
+            || format!("rows {}..{end}", seq.row),
+        )?;
+        next = end;
+        let positions = seq.position.saturating_add(seq.rows);
+        let room = seq.pages.len().saturating_mul(PAGE_POSITIONS);
+        need(
+            positions <= room,
+            verb,
+            || format!("pages for {positions} positions"),
+            || format!("{} pages, room for {room}", seq.pages.len()),
+        )?;
+        for &page in &seq.pages[..positions.div_ceil(PAGE_POSITIONS)] {
+            let found = spec_of(page)?;
+            need(found == *spec, verb, || format!("pages of {spec:?}"), || format!("{found:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// K or V of another width than the pages, or rows that do not meet.
+pub fn append_kv(
+    args: &AppendKv,
+    k: Shape,
+    v: Shape,
+    spec_of: impl Fn(crate::Page) -> Result<PageSpec>,
+) -> Result<()> {
+    let Some(&first) = args.seqs.iter().find_map(|s| s.pages.first()) else {
+        let rows = args.seqs.iter().map(|s| s.rows).sum::<usize>();
+        return need(rows == 0, "append_kv", || format!("pages for {rows} rows"), || "none".into());
+    };
+    let spec = spec_of(first)?;
+    need_width("append_kv", "K", spec.kv_heads * spec.head_dim, k)?;
+    need_width("append_kv", "V", spec.kv_heads * spec.head_dim, v)?;
+    seqs("append_kv", args.seqs, k.rows.min(v.rows), &spec, spec_of)
+}
+
+/// # Errors
+/// Heads that do not divide, widths that do not meet, an output that is the input, or what [`seqs`] refuses.
+pub fn attend(
+    args: &Attend,
+    q: Shape,
+    out: Shape,
+    spec_of: impl Fn(crate::Page) -> Result<PageSpec>,
+) -> Result<()> {
+    let (heads, kv_heads) = (args.heads, args.kv_heads);
+    let divides = kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && args.head_dim > 0;
+    need(
+        divides,
+        "attend",
+        || "heads in whole groups per KV head".into(),
+        || format!("{heads} heads, {kv_heads} KV heads, head_dim {}", args.head_dim),
+    )?;
+    let width = heads.saturating_mul(args.head_dim);
+    need_width("attend", "q", width, q)?;
+    need_width("attend", "an output", width, out)?;
+    need(args.q != args.out, "attend", || "an output other than q".into(), || "one buffer for both".into())?;
+    let spec = PageSpec { kv_heads, head_dim: args.head_dim };
+    seqs("attend", args.seqs, q.rows.min(out.rows), &spec, spec_of)
+}
+
+/// # Errors
+/// Positions beyond a page, or pages of two shapes.
+pub fn copy_page(positions: usize, from: PageSpec, to: PageSpec) -> Result<()> {
+    need(
+        positions <= PAGE_POSITIONS,
+        "copy_page",
+        || format!("at most {PAGE_POSITIONS} positions"),
+        || positions.to_string(),
+    )?;
+    need(from == to, "copy_page", || format!("two pages of {from:?}"), || format!("{to:?}"))
+}
+
+/// `rows` of equal width in every operand of `map`.
+///
+/// # Errors
+/// Rows or widths that do not meet.
+pub fn map(rows: usize, operands: &[Shape]) -> Result<()> {
+    let Some(first) = operands.first() else { return Ok(()) };
+    for shape in operands {
+        need_rows("map", "an operand", rows, *shape)?;
+        need_width("map", "an operand", first.width, *shape)?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// A row outside its buffer, or rows of different widths.
+pub fn copy_row(a: Shape, from: usize, out: Shape, to: usize) -> Result<()> {
+    need(from < a.rows, "map", || format!("a source row below {}", a.rows), || from.to_string())?;
+    need(to < out.rows, "map", || format!("a target row below {}", out.rows), || to.to_string())?;
+    need_width("map", "a target", a.width, out)
+}
+
+/// # Errors
+/// Too few rows, or a `k` that the row or the verb cannot give.
+pub fn pick(args: &Pick, logits: Shape) -> Result<()> {
+    need_rows("pick", "logits", args.rows, logits)?;
+    let most = Pick::MAX_K.min(logits.width);
+    need(args.k >= 1 && args.k <= most, "pick", || format!("k of 1..={most}"), || args.k.to_string())?;
+    need(u32::try_from(logits.width).is_ok(), "pick", || "ids of 32 bits".into(), || logits.width.to_string())
+}

@@ -1,0 +1,100 @@
+//! Handles: small copyable names of device memory. Bytes belong to the device.
+
+use hob_quant::Format;
+
+macro_rules! handle {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+        pub struct $name {
+            pub device: u16,
+            pub index: u32,
+            /// Counts reuses of `index`, so that a stale handle is an error and never somebody else's bytes.
+            pub generation: u32,
+        }
+    };
+}
+
+handle!(
+    /// A buffer of f32 rows.
+    Buf
+);
+handle!(
+    /// A loaded weight.
+    Weight
+);
+handle!(
+    /// A pool of preallocated KV pages of one shape.
+    Pool
+);
+
+/// One page of a pool: 256 positions of one layer, all KV heads, K and V.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Page {
+    pub pool: Pool,
+    pub index: u32,
+}
+
+/// A submitted piece of work.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// What a weight is used for; decides its layout on the device.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// `[rows, cols]`, multiplied by `linear`.
+    Matrix,
+    /// `[rows, cols]`, rows gathered by `embed`.
+    Table,
+    /// `[1, cols]`, expanded to f32 (norm weights, biases).
+    Vector,
+}
+
+/// Shape, format and use of a weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightSpec {
+    /// Tensor name, for messages.
+    pub name: String,
+    pub kind: WeightKind,
+    pub format: Format,
+    /// Output features (1 for a vector).
+    pub rows: usize,
+    /// Input features; a multiple of the format's block.
+    pub cols: usize,
+}
+
+impl WeightSpec {
+    /// Bytes of the weight as stored in the file, row-major.
+    pub fn file_bytes(&self) -> Option<u64> {
+        (self.format.row_bytes(self.cols)? as u64).checked_mul(self.rows as u64)
+    }
+}
+
+/// Where a weight's bytes come from: a file's tensor, or a generator.
+pub trait ByteSource: Send + Sync {
+    fn len(&self) -> u64;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Fills `buf` from `offset` bytes into the tensor.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()>;
+    /// The bytes themselves when they are mapped; row gathers read them in place.
+    fn mapped(&self) -> Option<&[u8]> {
+        None
+    }
+}
+
+/// The shape of one layer's KV pages. K and V are f16 (f32 on an exact device), in four blocks of 64 positions per page:
+/// for each KV head, for each block, K as `[head_dim, 64]` then V as `[64, head_dim]`.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PageSpec {
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl PageSpec {
+    /// Bytes of one f16 page.
+    pub fn page_bytes(&self) -> usize {
+        self.kv_heads * self.head_dim * crate::PAGE_POSITIONS * 2 * 2
+    }
+}

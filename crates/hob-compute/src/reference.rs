@@ -1,0 +1,452 @@
+//! The scalar oracle: every verb in plain loops, the specification that all other devices are judged by.
+//!
+//! It owns the exact order of operations ([`rows`], [`attention`], [`crate::act`], [`crate::math`]) and is allowed to
+//! be slow. Buffers and pages are `Vec<f32>`, K and V rounded to f16 unless exact; weights stay as their file has them
+//! and are decoded at every use.
+
+pub mod attention;
+pub mod rows;
+
+use std::sync::Arc;
+
+use half::f16;
+
+use crate::check::{self, Shape};
+use crate::slots::{Slots, next_device};
+use crate::tickets::Tickets;
+use crate::{
+    Activation, AppendKv, Attend, Buf, ByteSource, Combine, Compute, ComputeError, DeviceInfo, Embed,
+    HeldBytes, Linear, Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Pool, Result, Rope, Ticket,
+    Weight, WeightKind, WeightSpec, act, math,
+};
+use attention::Partial;
+
+struct Buffer {
+    data: Vec<f32>,
+    shape: Shape,
+}
+
+impl Buffer {
+    fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.shape.width..][..self.shape.width]
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.shape.width..][..self.shape.width]
+    }
+}
+
+struct Tensor {
+    spec: WeightSpec,
+    bytes: Vec<u8>,
+    row_bytes: usize,
+}
+
+impl Tensor {
+    fn shape(&self) -> Shape {
+        Shape { rows: self.spec.rows, width: self.spec.cols }
+    }
+
+    fn row_bytes(&self, row: usize) -> &[u8] {
+        &self.bytes[row * self.row_bytes..][..self.row_bytes]
+    }
+
+    fn row(&self, row: usize) -> Result<Vec<f32>> {
+        let mut out = vec![0f32; self.spec.cols];
+        hob_quant::decode_row(self.spec.format, self.row_bytes(row), &mut out)
+            .map_err(|e| ComputeError::Weight { name: self.spec.name.clone(), problem: e.to_string() })?;
+        Ok(out)
+    }
+
+    /// `x . weight` of every row of `x`, `[rows, weight.rows]`: int8 activations where the format has them, unless
+    /// `exact`.
+    fn products(&self, x: &[&[f32]], exact: bool) -> Result<Vec<Vec<f32>>> {
+        let int8 = !exact && act::uses_int8(self.spec.format);
+        let blocks: Vec<_> = if int8 { x.iter().map(|x| act::quantize_row(x)).collect() } else { Vec::new() };
+        let mut out = vec![Vec::with_capacity(self.spec.rows); x.len()];
+        for o in 0..self.spec.rows {
+            let row = self.row(o)?;
+            for (r, out) in out.iter_mut().enumerate() {
+                let y = blocks.get(r).and_then(|b| act::dot_row(self.spec.format, self.row_bytes(o), b));
+                out.push(y.unwrap_or_else(|| math::dot16(&row, x[r])));
+            }
+        }
+        Ok(out)
+    }
+}
+
+struct Pages {
+    spec: PageSpec,
+    /// K and V as attention sees them: rounded to f16 when they were appended, unless the device is exact.
+    data: Vec<f32>,
+    count: usize,
+}
+
+impl Pages {
+    fn page(&self, index: u32) -> &[f32] {
+        let len = self.data.len() / self.count;
+        &self.data[index as usize * len..][..len]
+    }
+
+    fn page_mut(&mut self, index: u32) -> &mut [f32] {
+        let len = self.data.len() / self.count;
+        &mut self.data[index as usize * len..][..len]
+    }
+}
+
+/// The oracle device.
+pub struct Reference {
+    info: DeviceInfo,
+    buffers: Slots<Buf, Buffer>,
+    weights: Slots<Weight, Tensor>,
+    pools: Slots<Pool, Pages>,
+    tickets: Tickets,
+    /// The best token of every row of the last `pick`.
+    last: Vec<u32>,
+}
+
+impl Reference {
+    /// `exact` keeps activations in f32 where a format would otherwise use int8.
+    pub fn new(exact: bool) -> Self {
+        let device = next_device();
+        Reference {
+            info: DeviceInfo { kind: "reference", isa: "scalar", threads: 1, exact },
+            buffers: Slots::new(device),
+            weights: Slots::new(device),
+            pools: Slots::new(device),
+            tickets: Tickets::new(),
+            last: Vec::new(),
+        }
+    }
+
+    fn page(&self, verb: &'static str, page: Page) -> Result<&[f32]> {
+        let pool = self.pools.get(verb, page.pool)?;
+        page_in_pool(verb, page, pool.count)?;
+        Ok(pool.page(page.index))
+    }
+
+    fn page_mut(&mut self, verb: &'static str, page: Page) -> Result<&mut [f32]> {
+        let pool = self.pools.get_mut(verb, page.pool)?;
+        page_in_pool(verb, page, pool.count)?;
+        Ok(pool.page_mut(page.index))
+    }
+
+    fn page_spec(&self, verb: &'static str, page: Page) -> Result<PageSpec> {
+        let pool = self.pools.get(verb, page.pool)?;
+        page_in_pool(verb, page, pool.count)?;
+        Ok(pool.spec)
+    }
+
+    fn shape(&self, verb: &'static str, buf: Buf) -> Result<Shape> {
+        Ok(self.buffers.get(verb, buf)?.shape)
+    }
+
+    fn weight(&self, verb: &'static str, weight: Weight, kind: WeightKind) -> Result<&Tensor> {
+        let tensor = self.weights.get(verb, weight)?;
+        check::kind(verb, kind, &tensor.spec.name, tensor.spec.kind)?;
+        Ok(tensor)
+    }
+
+    /// `[rows, out_width]` of one product, bias added.
+    fn product(&self, args: &Linear, index: usize) -> Result<Vec<Vec<f32>>> {
+        let product = &args.products[index];
+        let weight = self.weight("linear", product.weight, WeightKind::Matrix)?;
+        let bias = product.bias.map(|b| self.weight("linear", b, WeightKind::Vector)).transpose()?;
+        let x = self.buffers.get("linear", args.x)?;
+        let writes = index == 0 || !matches!(args.combine, Combine::Gated(_));
+        let out = if writes { Some(self.shape("linear", product.out)?) } else { None };
+        check::product(args, x.shape, weight.shape(), bias.map(|b| b.spec.cols), out)?;
+        let bias = bias.map(|b| b.row(0)).transpose()?;
+        let x: Vec<&[f32]> = (0..args.rows).map(|r| x.row(args.first_row + r)).collect();
+        let mut y = weight.products(&x, self.info.exact)?;
+        if let Some(bias) = bias {
+            y.iter_mut().for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
+        }
+        Ok(y)
+    }
+}
+
+fn page_in_pool(verb: &'static str, page: Page, count: usize) -> Result<()> {
+    if (page.index as usize) < count {
+        return Ok(());
+    }
+    Err(ComputeError::shape(verb, format!("a page below {count} of its pool"), page.index))
+}
+
+fn activate(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::Silu => math::silu(x),
+        Activation::GeluTanh => math::gelu_tanh(x),
+    }
+}
+
+impl Compute for Reference {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn alloc(&mut self, rows: usize, width: usize) -> Result<Buf> {
+        let len = check::alloc(rows, width)?;
+        Ok(self.buffers.insert(Buffer { data: zeroed(len, 0f32)?, shape: Shape { rows, width } }))
+    }
+
+    fn free(&mut self, buf: Buf) -> Result<()> {
+        self.buffers.remove("free", buf).map(drop)
+    }
+
+    fn upload(&mut self, dst: Buf, row: usize, data: &[f32]) -> Result<()> {
+        let buffer = self.buffers.get_mut("upload", dst)?;
+        let span = check::span("upload", buffer.shape, row, data.len())?;
+        buffer.data[span].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn download(&mut self, src: Buf, row: usize, out: &mut [f32]) -> Result<()> {
+        let buffer = self.buffers.get("download", src)?;
+        out.copy_from_slice(&buffer.data[check::span("download", buffer.shape, row, out.len())?]);
+        Ok(())
+    }
+
+    fn load(&mut self, spec: &WeightSpec, source: Arc<dyn ByteSource>) -> Result<Weight> {
+        let row_bytes = check::load(spec, source.len())?;
+        let mut bytes = zeroed(row_bytes * spec.rows, 0u8)?;
+        source
+            .read_at(0, &mut bytes)
+            .map_err(|source| ComputeError::Read { name: spec.name.clone(), source })?;
+        Ok(self.weights.insert(Tensor { spec: spec.clone(), bytes, row_bytes }))
+    }
+
+    fn unload(&mut self, weight: Weight) -> Result<()> {
+        self.weights.remove("unload", weight).map(drop)
+    }
+
+    fn alloc_pages(&mut self, spec: &PageSpec, count: usize) -> Result<Pool> {
+        let data = zeroed(check::alloc_pages(spec, count)?, 0f32)?;
+        Ok(self.pools.insert(Pages { spec: *spec, data, count }))
+    }
+
+    fn free_pages(&mut self, pool: Pool) -> Result<()> {
+        self.pools.remove("free_pages", pool).map(drop)
+    }
+
+    fn copy_page(&mut self, from: Page, to: Page, positions: usize) -> Result<()> {
+        let spec = self.page_spec("copy_page", from)?;
+        check::copy_page(positions, spec, self.page_spec("copy_page", to)?)?;
+        let source = self.page("copy_page", from)?.to_vec();
+        let target = self.page_mut("copy_page", to)?;
+        for head in 0..spec.kv_heads {
+            for at in 0..positions {
+                for dim in 0..spec.head_dim {
+                    let (k, v) = (spec.k_at(head, at, dim), spec.v_at(head, at) + dim);
+                    target[k] = source[k];
+                    target[v] = source[v];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, args: &Embed) -> Result<()> {
+        let table = self.weights.get("embed", args.table)?;
+        check::kind("embed", WeightKind::Table, &table.spec.name, table.spec.kind)?;
+        let out = self.buffers.get_mut("embed", args.out)?;
+        check::embed(args, table.shape(), out.shape)?;
+        let ids = args.tokens.iter().map(|&t| {
+            let id = check::resolve(t, &self.last)?;
+            check::token(id, table.shape())
+        });
+        let ids: Vec<usize> = ids.collect::<Result<_>>()?;
+        for (r, id) in ids.into_iter().enumerate() {
+            for (o, w) in out.row_mut(r).iter_mut().zip(table.row(id)?) {
+                *o = w * args.scale;
+            }
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, args: &Norm) -> Result<()> {
+        let weight = self.weight("norm", args.weight, WeightKind::Vector)?;
+        let cols = weight.spec.cols;
+        check::norm(args, self.shape("norm", args.x)?, cols, self.shape("norm", args.out)?)?;
+        let weight = weight.row(0)?;
+        for r in 0..args.rows {
+            let x = self.buffers.get("norm", args.x)?.row(r).to_vec();
+            let out = self.buffers.get_mut("norm", args.out)?.row_mut(r);
+            for (x, out) in x.chunks(cols).zip(out.chunks_mut(cols)) {
+                rows::norm_group(x, &weight, args.eps, out);
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(&mut self, args: &Linear) -> Result<()> {
+        check::linear(args, self.shape("linear", args.x)?)?;
+        let products: Vec<Vec<Vec<f32>>> =
+            (0..args.products.len()).map(|i| self.product(args, i)).collect::<Result<_>>()?;
+        if let (Combine::Gated(activation), [gate, up]) = (args.combine, &products[..]) {
+            let heights =
+                [args.products[0].weight, args.products[1].weight].map(|w| self.weights.get("linear", w));
+            let [a, b] = heights;
+            check::gated(a?.shape(), b?.shape())?;
+            let out = self.buffers.get_mut("linear", args.products[0].out)?;
+            for r in 0..args.rows {
+                for (o, (&g, &u)) in out.row_mut(r).iter_mut().zip(gate[r].iter().zip(&up[r])) {
+                    *o = activate(activation, g) * u;
+                }
+            }
+            return Ok(());
+        }
+        for (product, y) in args.products.iter().zip(&products) {
+            let out = self.buffers.get_mut("linear", product.out)?;
+            for (r, y) in y.iter().enumerate() {
+                for (o, &y) in out.row_mut(r).iter_mut().zip(y) {
+                    *o = if args.combine == Combine::Add { *o + y } else { y };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn rope(&mut self, args: &Rope) -> Result<()> {
+        let freqs = self.buffers.get("rope", args.freqs)?;
+        check::rope(args, self.shape("rope", args.x)?, freqs.shape)?;
+        let freqs = freqs.row(0).to_vec();
+        let x = self.buffers.get_mut("rope", args.x)?;
+        for (r, &position) in args.positions.iter().enumerate() {
+            let angle = |&f: &f32| rows::rope_angle(position, f, args.magnitude);
+            let (cos, sin): (Vec<f32>, Vec<f32>) = freqs.iter().map(angle).unzip();
+            for head in x.row_mut(r).chunks_mut(args.head_dim) {
+                rows::rotate_head(head, &cos, &sin, args.pairs);
+            }
+        }
+        Ok(())
+    }
+
+    fn append_kv(&mut self, args: &AppendKv) -> Result<()> {
+        let (k, v) = (self.shape("append_kv", args.k)?, self.shape("append_kv", args.v)?);
+        check::append_kv(args, k, v, |page| self.page_spec("append_kv", page))?;
+        for seq in args.seqs {
+            for i in 0..seq.rows {
+                let position = seq.position + i;
+                let page = seq.pages[position / PAGE_POSITIONS];
+                let spec = self.page_spec("append_kv", page)?;
+                let k = self.buffers.get("append_kv", args.k)?.row(seq.row + i).to_vec();
+                let v = self.buffers.get("append_kv", args.v)?.row(seq.row + i).to_vec();
+                let exact = self.info.exact;
+                let kept = |x: f32| if exact { x } else { f16::from_f32(x).to_f32() };
+                let target = self.page_mut("append_kv", page)?;
+                let at = position % PAGE_POSITIONS;
+                for head in 0..spec.kv_heads {
+                    for dim in 0..spec.head_dim {
+                        let from = head * spec.head_dim + dim;
+                        target[spec.k_at(head, at, dim)] = kept(k[from]);
+                        target[spec.v_at(head, at) + dim] = kept(v[from]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attend(&mut self, args: &Attend) -> Result<()> {
+        let (q, out) = (self.shape("attend", args.q)?, self.shape("attend", args.out)?);
+        check::attend(args, q, out, |page| self.page_spec("attend", page))?;
+        let spec = PageSpec { kv_heads: args.kv_heads, head_dim: args.head_dim };
+        let group = args.heads / args.kv_heads;
+        for seq in args.seqs {
+            for i in 0..seq.rows {
+                let visible = seq.position + i + 1;
+                let q = self.buffers.get("attend", args.q)?.row(seq.row + i).to_vec();
+                let mut row = vec![0f32; q.len()];
+                for (head, (q, out)) in q.chunks(args.head_dim).zip(row.chunks_mut(args.head_dim)).enumerate()
+                {
+                    let mut state: Option<Partial> = None;
+                    for (p, &page) in seq.pages[..visible.div_ceil(PAGE_POSITIONS)].iter().enumerate() {
+                        let here = (visible - p * PAGE_POSITIONS).min(PAGE_POSITIONS);
+                        let page = self.page("attend", page)?;
+                        let next = Partial::of_page(q, &spec, head / group, page, here, args.scale);
+                        match &mut state {
+                            Some(state) => state.fold(&next),
+                            None => state = Some(next),
+                        }
+                    }
+                    if let Some(state) = state {
+                        state.finish(out);
+                    }
+                }
+                self.buffers.get_mut("attend", args.out)?.row_mut(seq.row + i).copy_from_slice(&row);
+            }
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, args: &Map) -> Result<()> {
+        match *args {
+            Map::Add { a, b, out, rows } => {
+                check::map(rows, &[self.shape("map", a)?, self.shape("map", b)?, self.shape("map", out)?])?;
+                for r in 0..rows {
+                    let (x, y) = (self.buffers.get("map", a)?.row(r), self.buffers.get("map", b)?.row(r));
+                    let sum: Vec<f32> = x.iter().zip(y).map(|(x, y)| x + y).collect();
+                    self.buffers.get_mut("map", out)?.row_mut(r).copy_from_slice(&sum);
+                }
+            }
+            Map::Scale { a, factor, out, rows } => {
+                check::map(rows, &[self.shape("map", a)?, self.shape("map", out)?])?;
+                for r in 0..rows {
+                    let scaled: Vec<f32> =
+                        self.buffers.get("map", a)?.row(r).iter().map(|x| x * factor).collect();
+                    self.buffers.get_mut("map", out)?.row_mut(r).copy_from_slice(&scaled);
+                }
+            }
+            Map::CopyRow { a, from, out, to } => {
+                check::copy_row(self.shape("map", a)?, from, self.shape("map", out)?, to)?;
+                let row = self.buffers.get("map", a)?.row(from).to_vec();
+                self.buffers.get_mut("map", out)?.row_mut(to).copy_from_slice(&row);
+            }
+        }
+        Ok(())
+    }
+
+    fn pick(&mut self, args: &Pick) -> Result<()> {
+        let logits = self.buffers.get("pick", args.logits)?;
+        check::pick(args, logits.shape)?;
+        let picked = self.tickets.record(args.k)?;
+        self.last.clear();
+        for r in 0..args.rows {
+            let row = logits.row(r);
+            let top = rows::top_k(row, args.k);
+            self.last.push(top[0].1);
+            picked.tokens.extend(top.iter().map(|t| t.1));
+            picked.logits.extend(top.iter().map(|t| t.0));
+            picked.log_sum_exp.push(rows::log_sum_exp(row));
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self) -> Result<Ticket> {
+        Ok(self.tickets.submit())
+    }
+
+    fn picked(&mut self, ticket: Ticket, out: &mut Picked) -> Result<()> {
+        self.tickets.redeem(ticket, out)
+    }
+
+    fn held_bytes(&self) -> HeldBytes {
+        HeldBytes {
+            weights: self.weights.iter().map(|w| w.bytes.len() as u64).sum(),
+            buffers: self.buffers.iter().map(|b| b.data.len() as u64 * 4).sum(),
+            pages: self.pools.iter().map(|p| p.data.len() as u64 * if self.info.exact { 4 } else { 2 }).sum(),
+        }
+    }
+}
+
+/// A vector of `len` zeros, or an error instead of an abort.
+fn zeroed<T: Copy>(len: usize, zero: T) -> Result<Vec<T>> {
+    let mut v = Vec::new();
+    v.try_reserve_exact(len).map_err(|_| ComputeError::Memory {
+        what: "a buffer of the reference device".into(),
+        bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+    })?;
+    v.resize(len, zero);
+    Ok(v)
+}

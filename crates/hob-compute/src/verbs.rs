@@ -1,0 +1,178 @@
+//! The argument struct of every verb. Shapes stand beside each field; `rows` is always the number of batch rows.
+
+use crate::{Buf, Page, Weight};
+
+/// A token of a batch row: known to the host, or the result a `pick` left in a device slot.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Token {
+    Host(u32),
+    /// Index among the rows of the last `pick`.
+    Device(u32),
+}
+
+/// `out[r] = table[tokens[r]] * scale`.
+pub struct Embed<'a> {
+    pub table: Weight,
+    pub tokens: &'a [Token],
+    /// `[tokens.len(), table.cols]`
+    pub out: Buf,
+    pub scale: f32,
+}
+
+/// RMS norm of groups of `weight.cols` floats: `out = x / sqrt(mean(x^2) + eps) * weight`.
+/// A whole row is one group for a layer norm; `row width / head_dim` groups for a per-head norm.
+pub struct Norm {
+    /// `[rows, groups * weight.cols]`
+    pub x: Buf,
+    pub rows: usize,
+    pub groups: usize,
+    pub weight: Weight,
+    pub eps: f32,
+    /// Same shape as `x`; may be `x` itself.
+    pub out: Buf,
+}
+
+/// One weight of a `linear` and where its product goes.
+#[derive(Copy, Clone, Debug)]
+pub struct Product {
+    /// `[out_width, in_width]`
+    pub weight: Weight,
+    /// `[1, out_width]` vector.
+    pub bias: Option<Weight>,
+    /// `[rows, out_width]`; never the input.
+    pub out: Buf,
+}
+
+/// What happens to the products of a `linear` before they are stored.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Combine {
+    /// `out = y + bias`
+    Store,
+    /// `out += y + bias` (the residual stream)
+    Add,
+    /// Two products, gate and up: `out[0] = activation(gate) * up`; `out[1]` is not written.
+    Gated(Activation),
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`
+    Silu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+}
+
+/// One input, several weights of mixed formats: q+k+v, or gate+up, or one matrix.
+pub struct Linear<'a> {
+    /// `[>= first_row + rows, in_width]`
+    pub x: Buf,
+    /// First input row; output rows start at 0.
+    pub first_row: usize,
+    pub rows: usize,
+    pub products: &'a [Product],
+    pub combine: Combine,
+}
+
+/// Which dimensions a rotation pairs.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// `(2i, 2i+1)`
+    Interleaved,
+    /// `(i, i + rotary/2)`
+    Half,
+}
+
+/// Rotates the first `2 * freqs.cols` dimensions of every head in place.
+/// Angle of pair `i` at position `p` is `p * freqs[i]`; sine and cosine are multiplied by `magnitude`.
+pub struct Rope<'a> {
+    /// `[rows, heads * head_dim]`
+    pub x: Buf,
+    pub heads: usize,
+    pub head_dim: usize,
+    /// Position of each row.
+    pub positions: &'a [u32],
+    /// `[1, rotary/2]` angular frequencies, uploaded by the model.
+    pub freqs: Buf,
+    pub pairs: RopePairs,
+    pub magnitude: f32,
+}
+
+/// Consecutive rows of a batch that belong to one sequence, with that sequence's pages of one layer.
+#[derive(Copy, Clone, Debug)]
+pub struct SeqRows<'a> {
+    /// First batch row.
+    pub row: usize,
+    pub rows: usize,
+    /// Position of the first row; the following rows are at the following positions.
+    pub position: usize,
+    /// Pages of positions 0.., enough for `position + rows`.
+    pub pages: &'a [Page],
+}
+
+/// Writes K and V rows (f32, rounded to f16 to nearest even) to their positions.
+pub struct AppendKv<'a> {
+    /// `[rows, kv_heads * head_dim]`
+    pub k: Buf,
+    /// `[rows, kv_heads * head_dim]`
+    pub v: Buf,
+    pub seqs: &'a [SeqRows<'a>],
+}
+
+/// Causal attention of every row over its own sequence's positions `0..=position`.
+///
+/// Numerics: the score of a position is one fma chain over ascending `head_dim`, times `scale`; each absolute page gives
+/// a partial (maximum, sum, weighted V) from its positions in ascending order, and partials are folded in page order.
+/// See [`crate::reference`] for the exact operations.
+pub struct Attend<'a> {
+    /// `[rows, heads * head_dim]`
+    pub q: Buf,
+    /// `[rows, heads * head_dim]`
+    pub out: Buf,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub seqs: &'a [SeqRows<'a>],
+}
+
+/// Elementwise work on whole rows.
+#[derive(Copy, Clone, Debug)]
+pub enum Map {
+    /// `out[r] = x[rows[r]]` is `Gather`; this is `out = a + b`.
+    Add { a: Buf, b: Buf, out: Buf, rows: usize },
+    /// `out = a * factor`
+    Scale { a: Buf, factor: f32, out: Buf, rows: usize },
+    /// Copies one row: `out[to] = a[from]`.
+    CopyRow { a: Buf, from: usize, out: Buf, to: usize },
+}
+
+/// For each of `rows` rows of logits: the `k` largest (ties: lowest id first) and the log-sum-exp of the whole row.
+pub struct Pick {
+    /// `[>= rows, vocab]`
+    pub logits: Buf,
+    pub rows: usize,
+    /// 1 is argmax; at most [`Pick::MAX_K`].
+    pub k: usize,
+}
+
+impl Pick {
+    pub const MAX_K: usize = 256;
+}
+
+/// Results of `pick`: row-major `[rows, k]`. Reused between steps so that a step allocates nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Picked {
+    pub k: usize,
+    pub tokens: Vec<u32>,
+    pub logits: Vec<f32>,
+    /// `[rows]`
+    pub log_sum_exp: Vec<f32>,
+}
+
+/// What a device holds, in bytes.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldBytes {
+    pub weights: u64,
+    pub buffers: u64,
+    pub pages: u64,
+}

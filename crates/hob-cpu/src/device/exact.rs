@@ -1,0 +1,79 @@
+//! KV of an exact device: f32 pages and the oracle's own attention, so that goldens see no rounding. Not fast.
+
+use hob_compute::reference::attention::Partial;
+use hob_compute::{AppendKv, Attend, PAGE_POSITIONS, Page, PageSpec, Result};
+
+use super::PagePools;
+use crate::pool::Pool;
+use crate::verb::{Parts, each_unit};
+
+/// Appends K and V rows unrounded; shapes and pages were checked.
+pub(super) fn append_kv(pages: &mut PagePools, args: &AppendKv, (k, v): (&[f32], &[f32])) -> Result<()> {
+    for seq in args.seqs {
+        for i in 0..seq.rows {
+            let position = seq.position + i;
+            let page = seq.pages[position / PAGE_POSITIONS];
+            let pool = pages.get_mut("append_kv", page.pool)?;
+            let (spec, span) = (pool.spec, pool.span(page.index));
+            let target = &mut pool.floats[span];
+            let (at, width) = (position % PAGE_POSITIONS, spec.kv_heads * spec.head_dim);
+            for head in 0..spec.kv_heads {
+                for dim in 0..spec.head_dim {
+                    let from = (seq.row + i) * width + head * spec.head_dim + dim;
+                    target[spec.k_at(head, at, dim)] = k[from];
+                    target[spec.v_at(head, at) + dim] = v[from];
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copies the first `positions` positions of a page; specs were compared.
+pub(super) fn copy_page(pages: &mut PagePools, from: Page, to: Page, positions: usize) -> Result<()> {
+    let pool = pages.get("copy_page", from.pool)?;
+    let (spec, source) = (pool.spec, pool.floats[pool.span(from.index)].to_vec());
+    let pool = pages.get_mut("copy_page", to.pool)?;
+    let span = pool.span(to.index);
+    let target = &mut pool.floats[span];
+    for head in 0..spec.kv_heads {
+        for at in 0..positions {
+            for dim in 0..spec.head_dim {
+                for value in [spec.k_at(head, at, dim), spec.v_at(head, at) + dim] {
+                    target[value] = source[value];
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Attention of every (row, head), each a unit of work.
+pub(super) fn attend(pool: &Pool, pages: &PagePools, args: &Attend, (q, out): (&[f32], &mut [f32])) {
+    let spec = PageSpec { kv_heads: args.kv_heads, head_dim: args.head_dim };
+    let group = args.heads / args.kv_heads;
+    let out = Parts::new(out);
+    for seq in args.seqs {
+        each_unit(pool, seq.rows * args.heads, &|_, unit| {
+            let (i, head) = (unit / args.heads, unit % args.heads);
+            let visible = seq.position + i + 1;
+            let start = ((seq.row + i) * args.heads + head) * args.head_dim;
+            let range = start..start + args.head_dim;
+            let mut state: Option<Partial> = None;
+            for (p, &page) in seq.pages[..visible.div_ceil(PAGE_POSITIONS)].iter().enumerate() {
+                let Ok(pool) = pages.get("attend", page.pool) else { return };
+                let here = (visible - p * PAGE_POSITIONS).min(PAGE_POSITIONS);
+                let page = &pool.floats[pool.span(page.index)];
+                let next = Partial::of_page(&q[range.clone()], &spec, head / group, page, here, args.scale);
+                match &mut state {
+                    Some(state) => state.fold(&next),
+                    None => state = Some(next),
+                }
+            }
+            if let Some(state) = state {
+                // SAFETY: every unit is another head of another row.
+                state.finish(unsafe { out.part(range) });
+            }
+        });
+    }
+}

@@ -1,0 +1,210 @@
+//! Register tiles of 16 lanes, for 32 registers.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators over arrays keep accumulators in memory; indices do not"
+)]
+
+use std::arch::x86_64::*;
+
+use hob_compute::PAGE_POSITIONS;
+
+use super::vector::{Kernels, ScoreArgs, WeighArgs};
+use crate::verb::lanes;
+
+pub(in crate::verb::attend) struct Avx512;
+
+/// Calls `$f::<FETCH, rows, vectors>`.
+macro_rules! tiles {
+    ($f:ident, $fetch:expr, $rows:expr, $vectors:expr, $args:expr) => {
+        match ($fetch, $rows, $vectors) {
+            (true, 1, 4) => $f::<true, 1, 4>($args),
+            (true, 1, 2) => $f::<true, 1, 2>($args),
+            (true, 1, 1) => $f::<true, 1, 1>($args),
+            (true, 2, 4) => $f::<true, 2, 4>($args),
+            (true, 2, 2) => $f::<true, 2, 2>($args),
+            (true, 2, 1) => $f::<true, 2, 1>($args),
+            (true, 3, 4) => $f::<true, 3, 4>($args),
+            (true, 3, 2) => $f::<true, 3, 2>($args),
+            (true, 3, 1) => $f::<true, 3, 1>($args),
+            (true, 4, 4) => $f::<true, 4, 4>($args),
+            (true, 4, 2) => $f::<true, 4, 2>($args),
+            (true, 4, 1) => $f::<true, 4, 1>($args),
+            (true, 5, 4) => $f::<true, 5, 4>($args),
+            (true, 5, 2) => $f::<true, 5, 2>($args),
+            (true, 5, 1) => $f::<true, 5, 1>($args),
+            (true, 6, 4) => $f::<true, 6, 4>($args),
+            (true, 6, 2) => $f::<true, 6, 2>($args),
+            (true, 6, 1) => $f::<true, 6, 1>($args),
+            (false, 1, 4) => $f::<false, 1, 4>($args),
+            (false, 1, 2) => $f::<false, 1, 2>($args),
+            (false, 1, 1) => $f::<false, 1, 1>($args),
+            (false, 2, 4) => $f::<false, 2, 4>($args),
+            (false, 2, 2) => $f::<false, 2, 2>($args),
+            (false, 2, 1) => $f::<false, 2, 1>($args),
+            (false, 3, 4) => $f::<false, 3, 4>($args),
+            (false, 3, 2) => $f::<false, 3, 2>($args),
+            (false, 3, 1) => $f::<false, 3, 1>($args),
+            (false, 4, 4) => $f::<false, 4, 4>($args),
+            (false, 4, 2) => $f::<false, 4, 2>($args),
+            (false, 4, 1) => $f::<false, 4, 1>($args),
+            (false, 5, 4) => $f::<false, 5, 4>($args),
+            (false, 5, 2) => $f::<false, 5, 2>($args),
+            (false, 5, 1) => $f::<false, 5, 1>($args),
+            (false, 6, 4) => $f::<false, 6, 4>($args),
+            (false, 6, 2) => $f::<false, 6, 2>($args),
+            (false, 6, 1) => $f::<false, 6, 1>($args),
+            (_, rows, vectors) => unreachable!("no tile of {rows} rows and {vectors} vectors"),
+        }
+    };
+}
+
+impl Kernels for Avx512 {
+    const LANES: usize = 16;
+
+    fn vectors(_rows: usize) -> usize {
+        // 6 rows take 24 accumulators and 4 operands of 32 registers.
+        4
+    }
+
+    unsafe fn scores(rows: usize, vectors: usize, args: &ScoreArgs) {
+        // SAFETY: the caller's word.
+        unsafe { tiles!(scores, args.k.ahead.is_some(), rows, vectors, args) }
+    }
+
+    unsafe fn weigh(rows: usize, vectors: usize, args: &WeighArgs) {
+        // SAFETY: the caller's word.
+        unsafe { tiles!(weigh, args.v.ahead.is_some(), rows, vectors, args) }
+    }
+
+    unsafe fn softmax(scores: &mut [f32]) -> (f32, f32) {
+        // SAFETY: the caller's word.
+        unsafe { softmax(scores) }
+    }
+}
+
+/// `P` vectors of f16 values, widened.
+///
+/// # Safety
+/// Needs AVX-512; `16 * P` values at `ptr`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn load<const P: usize>(ptr: *const u16) -> [__m512; P] {
+    let mut v = [_mm512_setzero_ps(); P];
+    for j in 0..P {
+        // SAFETY: the caller vouches for P vectors.
+        v[j] = unsafe {
+            let ptr = ptr.add(16 * j);
+            _mm512_cvtph_ps(_mm256_loadu_si256(ptr.cast()))
+        };
+    }
+    v
+}
+
+/// Asks for the lines of `P` vectors of f16 values, `ahead` bytes behind `ptr`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn fetch<const P: usize>(ptr: *const u16, ahead: isize) {
+    let ptr = ptr.cast::<i8>().wrapping_offset(ahead);
+    for line in 0..(2 * 16 * P).div_ceil(64) {
+        _mm_prefetch::<_MM_HINT_T0>(ptr.wrapping_add(64 * line));
+    }
+}
+
+/// `R` rows times `16 * P` positions: one fma chain per score over ascending dimensions.
+///
+/// # Safety
+/// Needs AVX-512; operands as in [`ScoreArgs`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &ScoreArgs) {
+    // SAFETY: `dims` rows of K and Q, and R rows of output, for every tile.
+    unsafe {
+        let scale = _mm512_set1_ps(args.scale);
+        for tile in 0..args.tiles {
+            let mut acc = [[_mm512_setzero_ps(); P]; R];
+            for d in 0..args.dims {
+                let at = args.k.ptr.add(tile * 16 * P + d * args.k.step);
+                if FETCH {
+                    fetch::<P>(at, args.k.ahead.unwrap_or(0));
+                }
+                let k = load::<P>(at);
+                for r in 0..R {
+                    let x = _mm512_set1_ps(*args.q.add(d * R + r));
+                    for j in 0..P {
+                        acc[r][j] = _mm512_fmadd_ps(x, k[j], acc[r][j]);
+                    }
+                }
+            }
+            let out = args.out.add(tile * 16 * P);
+            for r in 0..R {
+                for j in 0..P {
+                    _mm512_storeu_ps(out.add(r * PAGE_POSITIONS + 16 * j), _mm512_mul_ps(acc[r][j], scale));
+                }
+            }
+        }
+    }
+}
+
+/// `R` rows times `16 * P` dimensions: one fma chain per output over ascending positions.
+///
+/// # Safety
+/// Needs AVX-512; operands as in [`WeighArgs`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighArgs) {
+    // SAFETY: `positions` rows of V and weights, and R rows of `acc`, for every tile.
+    unsafe {
+        for tile in 0..args.tiles {
+            let to = args.acc.add(tile * 16 * P);
+            let mut acc = [[_mm512_setzero_ps(); P]; R];
+            for r in 0..R {
+                for j in 0..P {
+                    acc[r][j] = _mm512_loadu_ps(to.add(r * args.acc_step + 16 * j));
+                }
+            }
+            for i in 0..args.positions {
+                let at = args.v.ptr.add(tile * 16 * P + i * args.v.step);
+                if FETCH {
+                    fetch::<P>(at, args.v.ahead.unwrap_or(0));
+                }
+                let v = load::<P>(at);
+                for r in 0..R {
+                    let p = _mm512_set1_ps(*args.p.add(r * PAGE_POSITIONS + i));
+                    for j in 0..P {
+                        acc[r][j] = _mm512_fmadd_ps(p, v[j], acc[r][j]);
+                    }
+                }
+            }
+            for r in 0..R {
+                for j in 0..P {
+                    _mm512_storeu_ps(to.add(r * args.acc_step + 16 * j), acc[r][j]);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Needs AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn softmax(scores: &mut [f32]) -> (f32, f32) {
+    let (n, p) = (scores.len(), scores.as_mut_ptr());
+    let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
+    let mask = |i: usize| ((1u32 << (n - i).min(16)) - 1) as __mmask16;
+    // SAFETY: masks keep all accesses inside the slice.
+    unsafe {
+        let mut m = infinity;
+        for i in (0..n).step_by(16) {
+            m = _mm512_max_ps(_mm512_mask_loadu_ps(infinity, mask(i), p.add(i)), m);
+        }
+        let max = _mm512_reduce_max_ps(m);
+        let shift = _mm512_set1_ps(max);
+        let mut sum = _mm512_setzero_ps();
+        for i in (0..n).step_by(16) {
+            let v = _mm512_mask_loadu_ps(infinity, mask(i), p.add(i));
+            // Absent lanes hold -inf, whose exponential is 0 and changes no sum.
+            let e = lanes::exp16(_mm512_sub_ps(v, shift));
+            _mm512_mask_storeu_ps(p.add(i), mask(i), e);
+            sum = _mm512_add_ps(sum, e);
+        }
+        (max, lanes::tree16_zmm(sum))
+    }
+}

@@ -1,0 +1,175 @@
+//! Every kernel that works on raw slices, between inaccessible pages: one byte too far ends the test.
+
+use hob_compute::reference::rows;
+use hob_compute::{PAGE_POSITIONS, Page, PageSpec, Picked, Pool as PageHandle, RopePairs, SeqRows};
+use hob_testkit::guard::{Edge, GuardedBuf};
+use hob_testkit::rng::Rng;
+
+use super::{attend, kv, map, norm, pick, rope};
+use crate::Isa;
+use crate::pool::Pool;
+
+const EDGES: [Edge; 2] = [Edge::Start, Edge::End];
+
+fn classes() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| {
+        let there = isa.available();
+        if !there {
+            eprintln!("skipped: no {isa}");
+        }
+        there
+    })
+}
+
+/// Guarded normal values.
+fn random(rng: &mut Rng, n: usize, edge: Edge) -> GuardedBuf {
+    GuardedBuf::from_f32(&rng.normal_vec(n, 1.0), edge)
+}
+
+#[test]
+fn norm_stays_inside() {
+    let mut rng = Rng::new(1);
+    for isa in classes() {
+        for edge in EDGES {
+            for n in [1, 7, 8, 9, 15, 16, 17, 31, 64, 80, 129] {
+                let weight = random(&mut rng, n, edge);
+                let mut x = random(&mut rng, n, edge);
+                let mut expected = vec![0f32; n];
+                rows::norm_group(x.as_f32(), weight.as_f32(), 1e-5, &mut expected);
+                norm::group_in_place(isa, x.as_mut_f32(), weight.as_f32(), 1e-5);
+                assert_eq!(x.as_f32(), expected, "{isa} {edge:?} {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rope_stays_inside() {
+    let mut rng = Rng::new(2);
+    for isa in classes() {
+        for edge in EDGES {
+            for (n, extra) in [(1, 0), (3, 0), (4, 1), (5, 0), (8, 0), (9, 3), (32, 0), (33, 0)] {
+                for pairs in [RopePairs::Half, RopePairs::Interleaved] {
+                    let (cos, sin) = (random(&mut rng, n, edge), random(&mut rng, n, edge));
+                    let mut head = random(&mut rng, 2 * n + extra, edge);
+                    let mut expected = head.as_f32().to_vec();
+                    rows::rotate_head(&mut expected, cos.as_f32(), sin.as_f32(), pairs);
+                    rope::rotate(isa, head.as_mut_f32(), cos.as_f32(), sin.as_f32(), pairs);
+                    assert_eq!(head.as_f32(), expected, "{isa} {edge:?} {n} {pairs:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn map_stays_inside() {
+    let (mut rng, pool) = (Rng::new(3), Pool::new(2, false));
+    for edge in EDGES {
+        for n in [1, 5, 63, 20_001] {
+            let (a, b) = (random(&mut rng, n, edge), random(&mut rng, n, edge));
+            let mut out = GuardedBuf::new(4 * n, edge);
+            map::add(&pool, Some(a.as_f32()), Some(b.as_f32()), out.as_mut_f32());
+            let expected: Vec<f32> = a.as_f32().iter().zip(b.as_f32()).map(|(a, b)| a + b).collect();
+            assert_eq!(out.as_f32(), expected);
+            map::scale(&pool, None, 0.5, out.as_mut_f32());
+            assert!(out.as_f32().iter().zip(expected).all(|(o, e)| *o == e * 0.5));
+        }
+    }
+}
+
+#[test]
+fn append_stays_inside_the_page() {
+    let (mut rng, pool) = (Rng::new(4), Pool::new(1, false));
+    for isa in classes() {
+        for edge in EDGES {
+            for head_dim in [1, 5, 8, 20, 64] {
+                let spec = PageSpec { kv_heads: 2, head_dim };
+                let mut page = GuardedBuf::new(spec.page_bytes(), edge);
+                for at in [0, 63, 64, 255] {
+                    let (k, v) = (random(&mut rng, 2 * head_dim, edge), random(&mut rng, 2 * head_dim, edge));
+                    let (k, v) = (k.as_f32(), v.as_f32());
+                    kv::append(&pool, isa, &spec, page.as_mut_u16(), kv::Rows { k, v, at });
+                    for i in 0..2 * head_dim {
+                        let (kv_head, dim) = (i / head_dim, i % head_dim);
+                        let bits = |x: f32| half::f16::from_f32(x).to_bits();
+                        assert_eq!(page.as_u16()[spec.k_at(kv_head, at, dim)], bits(k[i]), "{isa} k {i}");
+                        assert_eq!(page.as_u16()[spec.v_at(kv_head, at) + dim], bits(v[i]), "{isa} v {i}");
+                    }
+                }
+                let written = page.as_u16().iter().filter(|&&h| h != 0).count();
+                assert!(written <= 2 * 4 * 2 * head_dim, "{isa}: values outside the slots were written");
+            }
+        }
+    }
+}
+
+#[test]
+fn pick_stays_inside() {
+    let (mut rng, pool) = (Rng::new(5), Pool::new(2, false));
+    for isa in classes() {
+        for edge in EDGES {
+            for vocab in [1, 8, 31, 33, 256, 4096, 4097, 20_011] {
+                let logits = random(&mut rng, vocab, edge);
+                let (mut out, mut best) = (Picked::default(), Vec::new());
+                let mut scratch = pick::Scratch::default();
+                let k = vocab.min(5);
+                pick::pick(&pool, isa, logits.as_f32(), (vocab, k), &mut scratch, (&mut out, &mut best));
+                let expected = rows::top_k(logits.as_f32(), k);
+                assert_eq!(out.tokens, expected.iter().map(|t| t.1).collect::<Vec<_>>(), "{isa} {vocab}");
+                assert_eq!(best, [expected[0].1]);
+                assert_eq!(out.log_sum_exp[0].to_bits(), rows::log_sum_exp(logits.as_f32()).to_bits());
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_stays_inside_queries_pages_and_outputs() {
+    let mut rng = Rng::new(6);
+    for isa in classes() {
+        for edge in EDGES {
+            for (heads, kv_heads, head_dim) in
+                [(1, 1, 8), (3, 1, 16), (4, 2, 24), (7, 1, 64), (10, 2, 80), (2, 1, 7)]
+            {
+                let spec = PageSpec { kv_heads, head_dim };
+                let pool = PageHandle { device: 0, index: 0, generation: 0 };
+                let handles: Vec<Page> = (0..2).map(|index| Page { pool, index }).collect();
+                let pages: Vec<GuardedBuf> = (0..2)
+                    .map(|_| {
+                        let values = rng.normal_vec(spec.page_bytes() / 2, 1.0);
+                        let mut page = GuardedBuf::new(spec.page_bytes(), edge);
+                        let halves = page.as_mut_u16().iter_mut().zip(values);
+                        halves.for_each(|(h, x)| *h = half::f16::from_f32(x).to_bits());
+                        page
+                    })
+                    .collect();
+                for (position, rows) in [(0, 1), (70, 3), (255, 2), (300, 1), (0, 40), (250, 33), (511, 1)] {
+                    let width = heads * head_dim;
+                    let q = random(&mut rng, rows * width, edge);
+                    let seqs = [SeqRows { row: 0, rows, position, pages: &handles }];
+                    let run = |threads: usize, q: &[f32], out: &mut [f32]| {
+                        let job = attend::Job {
+                            q,
+                            out,
+                            heads,
+                            spec,
+                            scale: 0.3,
+                            seqs: &seqs,
+                            page: &|page| pages[page.index as usize].as_u16(),
+                        };
+                        let mut scratch = attend::Scratch::default();
+                        attend::attend(&Pool::new(threads, false), isa, job, &mut scratch).unwrap();
+                    };
+                    let mut guarded = GuardedBuf::new(rows * width * 4, edge);
+                    run(2, q.as_f32(), guarded.as_mut_f32());
+                    let mut plain = vec![0f32; rows * width];
+                    run(1, q.as_f32(), &mut plain);
+                    assert_eq!(guarded.as_f32(), plain, "{isa} {spec:?} {rows} rows from {position}");
+                    assert!(plain.iter().all(|v| v.is_finite() && *v != 0.0));
+                }
+            }
+        }
+    }
+    assert_eq!(PAGE_POSITIONS, 256, "the positions above are chosen for pages of 256");
+}

@@ -1,0 +1,241 @@
+//! One loaded model and the requests that run on it: load, open sessions, submit, generate. The loop is in `step.rs`.
+//!
+//! It must not know how layers are computed or where a prompt came from.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hob_compute::Picked;
+use hob_files::ModelFile;
+use hob_model::{Batch, Layout, Model, ModelInfo};
+use hob_text::{ChatTemplate, TemplateLimits, Tokenizer};
+
+use crate::error::{EngineError, Result};
+use crate::job::{Event, Finished, Job, JobId};
+use crate::outcome::Outcome;
+use crate::request::{Cancel, Request};
+use crate::runtime::Runtime;
+use crate::sampler::Scratch;
+use crate::session::{Front, Session, Shared};
+
+/// One loaded model with its tokenizer and template. Not shared between threads: whoever owns it steps it.
+pub struct Engine {
+    pub(crate) runtime: Arc<Runtime>,
+    /// `None` only while being dropped.
+    pub(crate) model: Option<Model>,
+    pub(crate) front: Front,
+    pub(crate) chunk_rows: usize,
+    pub(crate) logit_rows: usize,
+    pub(crate) jobs: Vec<Job>,
+    /// Which decoding job comes first when not all fit into one batch.
+    pub(crate) turn: usize,
+    pub(crate) batch: Batch,
+    pub(crate) picked: Picked,
+    /// One row of logits on the host.
+    pub(crate) row: Vec<f32>,
+    pub(crate) scratch: Scratch,
+    next_job: u64,
+}
+
+/// A request that was not accepted, and the session that came with it.
+pub struct Rejected {
+    pub session: Session,
+    pub error: EngineError,
+}
+
+impl Engine {
+    /// Loads the weights and reserves everything the layout names. `progress(done, total)` counts bytes.
+    ///
+    /// # Errors
+    /// What the file, tokenizer, model or device say. A chat template that cannot be used is not an error: the engine
+    /// then has none.
+    pub fn load(
+        runtime: &Arc<Runtime>,
+        file: Arc<ModelFile>,
+        layout: Layout,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Engine> {
+        let tokenizer = Tokenizer::from_model(&file)?;
+        let template = ChatTemplate::for_tokenizer(&tokenizer, &TemplateLimits::default()).map_err(Arc::new);
+        let model = Model::load(file, &mut **runtime.device(), &layout, progress)?;
+        let vocab = model.info().config.vocab;
+        let shared = Shared {
+            tokenizer,
+            template,
+            vocab,
+            ctx_tokens: layout.ctx_tokens,
+            released: Mutex::new(Vec::new()),
+        };
+        Ok(Engine {
+            runtime: Arc::clone(runtime),
+            model: Some(model),
+            front: Front(Arc::new(shared)),
+            chunk_rows: layout.chunk_rows,
+            logit_rows: layout.logit_rows,
+            jobs: Vec::with_capacity(layout.sequences),
+            turn: 0,
+            batch: Batch { rows: Vec::with_capacity(layout.chunk_rows) },
+            picked: Picked::default(),
+            row: Vec::new(),
+            scratch: Scratch::default(),
+            next_job: 0,
+        })
+    }
+
+    /// The part that needs no model, for other threads.
+    pub fn front(&self) -> Front {
+        self.front.clone()
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        self.front.tokenizer()
+    }
+
+    /// The model's chat template, if it has a usable one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.front.template()
+    }
+
+    /// What the model file says about the model.
+    pub fn info(&self) -> &ModelInfo {
+        self.model().info()
+    }
+
+    /// Positions a session may grow to.
+    pub fn ctx_tokens(&self) -> usize {
+        self.front.ctx_tokens()
+    }
+
+    /// Opens an empty session.
+    ///
+    /// # Errors
+    /// When the layout's sequences are all taken.
+    pub fn session(&mut self) -> Result<Session> {
+        let mut released =
+            std::mem::take(&mut *self.front.0.released.lock().unwrap_or_else(PoisonError::into_inner));
+        let model = self.model_mut();
+        for sequence in released.drain(..) {
+            // Only a stale id is refused, and ours are not stale.
+            let _ = model.free_sequence(sequence);
+        }
+        let sequence = model.new_sequence()?;
+        Ok(Session::new(self.front(), Some(sequence)))
+    }
+
+    /// Queues a request on a session; [`Engine::step`] makes it go on, [`Event::Done`] gives the session back.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the request: a field outside its range, a prompt that does not fit. Nothing was run.
+    pub fn submit(
+        &mut self,
+        mut session: Session,
+        request: &Request,
+        cancel: &Cancel,
+    ) -> std::result::Result<JobId, Box<Rejected>> {
+        let ours = Arc::ptr_eq(&session.front.0, &self.front.0) && session.sequence.is_some();
+        let checked = if ours {
+            request.validate(self.front.vocab()).and_then(|()| session.sync(&request.prompt))
+        } else {
+            Err(EngineError::ForeignSession)
+        };
+        match checked {
+            Ok(synced) => {
+                let id = JobId(self.next_job);
+                self.next_job += 1;
+                self.jobs.push(Job::new(id, session, synced, request, cancel));
+                Ok(id)
+            }
+            Err(error) => Err(Box::new(Rejected { session, error })),
+        }
+    }
+
+    /// Runs one request to its end; text is handed to `on_text` as it comes.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`], and what goes wrong while running; [`EngineError::Busy`] while submitted jobs run.
+    pub fn generate(
+        &mut self,
+        session: &mut Session,
+        request: &Request,
+        cancel: &Cancel,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<Outcome> {
+        self.generate_events(session, request, cancel, &mut |event| {
+            if let Event::Text(text) = event {
+                on_text(text);
+            }
+        })
+    }
+
+    /// As [`Engine::generate`], with the progress of the prefill too; the sink sees no [`Event::Done`].
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub fn generate_events(
+        &mut self,
+        session: &mut Session,
+        request: &Request,
+        cancel: &Cancel,
+        sink: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Outcome> {
+        if !self.jobs.is_empty() {
+            return Err(EngineError::Busy(self.jobs.len()));
+        }
+        let lent = std::mem::replace(session, Session::new(self.front(), None));
+        let id = match self.submit(lent, request, cancel) {
+            Ok(id) => id,
+            Err(rejected) => {
+                *session = rejected.session;
+                return Err(rejected.error);
+            }
+        };
+        let mut finished: Option<Box<Finished>> = None;
+        // The caller's sink may panic: the session must come back even then.
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            while finished.is_none() {
+                self.step(&mut |_, event| match event {
+                    Event::Done(end) => finished = Some(end),
+                    other => sink(other),
+                });
+            }
+        }));
+        match (ran, finished) {
+            (Ok(()), Some(end)) => {
+                *session = end.session;
+                end.result
+            }
+            (Err(panic), end) => {
+                let back = end.map(|e| e.session).or_else(|| self.take_job(id).map(|j| j.session));
+                if let Some(back) = back {
+                    *session = back;
+                }
+                resume_unwind(panic)
+            }
+            (Ok(()), None) => Err(EngineError::Internal("a job ended without a result".to_owned())),
+        }
+    }
+
+    /// Removes a job without finishing it.
+    pub(crate) fn take_job(&mut self, id: JobId) -> Option<Job> {
+        let index = self.jobs.iter().position(|j| j.id == id)?;
+        Some(self.jobs.remove(index))
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        self.model.as_ref().expect("the model is there until the engine is dropped")
+    }
+
+    pub(crate) fn model_mut(&mut self) -> &mut Model {
+        self.model.as_mut().expect("the model is there until the engine is dropped")
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.jobs.clear();
+        if let Some(model) = self.model.take() {
+            // Nothing can be done about a device that will not take its memory back.
+            let _ = model.unload(&mut **self.runtime.device());
+        }
+    }
+}

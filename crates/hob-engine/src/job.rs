@@ -1,0 +1,214 @@
+//! One reply in the making: its session, sampler, stop strings, buffers and clock. It must not know the device.
+
+use std::time::{Duration, Instant};
+
+use hob_text::Detokenizer;
+
+use crate::error::EngineError;
+use crate::outcome::{Figures, Finish, Outcome};
+use crate::request::{Cancel, Request};
+use crate::sampler::Sampler;
+use crate::session::{Session, Synced};
+use crate::stop::StopMatcher;
+
+/// Names a submitted request until its [`Event::Done`].
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub(crate) u64);
+
+/// What a step tells about a job.
+pub enum Event<'a> {
+    /// Part of the prompt was run: positions ready, of the prompt's.
+    Prefill { ready: usize, of: usize },
+    /// More text of the reply.
+    Text(&'a str),
+    /// The job is over; nothing more comes for it.
+    Done(Box<Finished>),
+}
+
+/// A job that is over: the session goes back to the caller.
+pub struct Finished {
+    pub session: Session,
+    pub result: Result<Outcome, EngineError>,
+}
+
+/// See the module.
+pub(crate) struct Job {
+    pub id: JobId,
+    pub session: Session,
+    pub sampler: Sampler,
+    pub cancel: Cancel,
+    /// Rows of the current batch.
+    pub rows: usize,
+    /// Row of the current logits, if the last pending token is in the batch.
+    pub logit_row: Option<usize>,
+    /// What the sampler made of that row.
+    pub sampled: Option<Result<u32, EngineError>>,
+    synced: Synced,
+    max_tokens: usize,
+    ignore_eos: bool,
+    stop: StopMatcher,
+    detokenizer: Detokenizer,
+    /// Text of the newest token, then what of it may be emitted; kept so that a step allocates nothing.
+    piece: String,
+    ready_text: String,
+    text: String,
+    clock: Clock,
+}
+
+/// When things happened.
+struct Clock {
+    submitted: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+impl Job {
+    pub fn new(id: JobId, session: Session, synced: Synced, request: &Request, cancel: &Cancel) -> Self {
+        let tokenizer = session.front.tokenizer();
+        let room = (session.front.ctx_tokens() + 1).saturating_sub(synced.prompt_tokens);
+        let text = String::with_capacity(request.max_tokens.min(room).saturating_mul(TEXT_BYTES));
+        Job {
+            id,
+            sampler: Sampler::new(&request.sampling),
+            cancel: cancel.clone(),
+            rows: 0,
+            logit_row: None,
+            sampled: None,
+            synced,
+            max_tokens: request.max_tokens,
+            ignore_eos: request.ignore_eos,
+            stop: StopMatcher::new(&request.stop),
+            detokenizer: tokenizer.detokenizer(),
+            piece: String::with_capacity(1024),
+            ready_text: String::with_capacity(1024),
+            text,
+            clock: Clock { submitted: Instant::now(), started: None, first_token: None, last_token: None },
+            session,
+        }
+    }
+
+    /// Tokens whose state is missing; at least one.
+    pub fn pending(&self) -> usize {
+        self.session.tokens.len() - self.session.ready
+    }
+
+    /// Marks the beginning of the first step.
+    pub fn begin(&mut self) {
+        self.clock.started.get_or_insert_with(Instant::now);
+    }
+
+    /// Takes in a finished step; the reason if the reply ends here. Emits through `sink`.
+    pub fn settle(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> Option<Result<Finish, EngineError>> {
+        self.session.ready += self.rows;
+        let Some(sampled) = self.sampled.take() else {
+            sink(Event::Prefill { ready: self.session.ready, of: self.synced.prompt_tokens });
+            return None;
+        };
+        match sampled {
+            Ok(token) => self.take_token(token, sink).map(Ok),
+            Err(e) => Some(Err(e)),
+        }
+    }
+
+    fn take_token(&mut self, token: u32, sink: &mut dyn FnMut(Event<'_>)) -> Option<Finish> {
+        let now = Instant::now();
+        self.clock.first_token.get_or_insert(now);
+        self.clock.last_token = Some(now);
+        if !self.ignore_eos && self.session.front.tokenizer().end_tokens().contains(&token) {
+            return Some(Finish::EndToken);
+        }
+        self.session.tokens.push(token);
+        self.piece.clear();
+        self.detokenizer.push_into(token, &mut self.piece);
+        let stopped = self.emit_piece(sink);
+        if stopped {
+            return Some(Finish::Stop);
+        }
+        if self.generated() >= self.max_tokens {
+            return Some(Finish::Length);
+        }
+        (self.session.tokens.len() > self.session.front.ctx_tokens()).then_some(Finish::Context)
+    }
+
+    /// Sends `piece` through the stop strings; true if one was found.
+    fn emit_piece(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> bool {
+        self.ready_text.clear();
+        let stopped = self.stop.push(&self.piece, &mut self.ready_text);
+        self.emit(sink);
+        stopped
+    }
+
+    fn emit(&mut self, sink: &mut dyn FnMut(Event<'_>)) {
+        if !self.ready_text.is_empty() {
+            self.text.push_str(&self.ready_text);
+            sink(Event::Text(&self.ready_text));
+        }
+    }
+
+    fn generated(&self) -> usize {
+        self.session.tokens.len() - self.synced.prompt_tokens
+    }
+
+    /// Ends the reply: what was held back is emitted, the figures are drawn up.
+    /// `bytes_per_token` gives the bytes one decode step reads at a position.
+    pub fn finish(
+        mut self,
+        finish: Finish,
+        bytes_per_token: &dyn Fn(usize) -> u64,
+        sink: &mut dyn FnMut(Event<'_>),
+    ) -> Finished {
+        if finish != Finish::Stop {
+            self.piece = self.detokenizer.finish();
+            if !self.emit_piece(sink) {
+                self.ready_text.clear();
+                self.stop.finish(&mut self.ready_text);
+                self.emit(sink);
+            }
+        }
+        let figures = self.figures(bytes_per_token);
+        let tokens = self.session.tokens[self.synced.prompt_tokens..].to_vec();
+        self.session.record_reply(&tokens);
+        let seed = self.sampler.seed();
+        let outcome = Outcome { text: self.text, tokens, finish, seed, figures };
+        Finished { session: self.session, result: Ok(outcome) }
+    }
+
+    /// Ends the reply with an error.
+    pub fn fail(self, error: EngineError) -> Finished {
+        Finished { session: self.session, result: Err(error) }
+    }
+
+    fn figures(&self, bytes_per_token: &dyn Fn(usize) -> u64) -> Figures {
+        let Clock { submitted, started, first_token, last_token } = self.clock;
+        let between = |a: Option<Instant>, b: Option<Instant>| match (a, b) {
+            (Some(a), Some(b)) => micros(b.saturating_duration_since(a)),
+            _ => 0,
+        };
+        let generated_tokens = self.generated();
+        // Each decode step ran one sampled token; the prompt's last token gave the first.
+        let decode_steps = self.session.ready.saturating_sub(self.synced.prompt_tokens);
+        let middle = self.synced.prompt_tokens + decode_steps / 2;
+        Figures {
+            prompt_tokens: self.synced.prompt_tokens,
+            reused_tokens: self.synced.reused_tokens,
+            prefill_micros: between(started, first_token),
+            generated_tokens,
+            decode_steps,
+            decode_micros: between(first_token, last_token),
+            first_token_micros: between(Some(submitted), first_token),
+            decode_bytes: if decode_steps > 0 {
+                bytes_per_token(middle).saturating_mul(decode_steps as u64)
+            } else {
+                0
+            },
+        }
+    }
+}
+
+/// Room reserved per token of text: more than natural language needs.
+const TEXT_BYTES: usize = 8;
+
+fn micros(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,101 @@
+//! What std does not offer: mapping a file, dropping its page cache, free disk space, portable positioned reads.
+//! The only module of the crate with `unsafe`. It must not know formats.
+//!
+//! **Documented risk.** A mapping shows the file as it is *now*. If another process truncates the file while it is
+//! mapped, touching the lost part raises SIGBUS; if it rewrites the file, already checked bytes may change. Parsers
+//! therefore copy what they keep out of the mapping, weights go through positioned reads (which fail with an error
+//! instead), and hob's own writers never change a file in place (`store` renames).
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// A read-only mapping of a whole file.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    /// `None` for an empty file, which cannot be mapped.
+    map: Option<memmap2::Mmap>,
+}
+
+impl Mapping {
+    pub(crate) fn of(file: &File) -> io::Result<Mapping> {
+        if file.metadata()?.len() == 0 {
+            return Ok(Mapping { map: None });
+        }
+        // SAFETY: the mapping is private to this process and read-only. That nobody else truncates or rewrites the
+        // file cannot be guaranteed; the module comment states the risk and what keeps it small.
+        let map = unsafe { memmap2::Mmap::map(file)? };
+        Ok(Mapping { map: Some(map) })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+}
+
+/// Fills `buf` from `offset` without moving the file's cursor; a short file is an error.
+#[cfg(unix)]
+pub(crate) fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
+}
+
+/// Fills `buf` from `offset`; a short file is an error.
+#[cfg(windows)]
+pub(crate) fn read_exact_at(file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !buf.is_empty() {
+        match file.seek_read(buf, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                buf = &mut buf[count..];
+                offset += count as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Tells the kernel that `len` bytes from `offset` will not be needed again. A hint: failure is not an error.
+#[cfg(target_os = "linux")]
+pub(crate) fn drop_cache(file: &File, offset: u64, len: u64) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open for the duration of the call; the call reads no memory of ours.
+    let _ = unsafe {
+        libc::posix_fadvise(
+            file.as_raw_fd(),
+            offset as libc::off_t,
+            len as libc::off_t,
+            libc::POSIX_FADV_DONTNEED,
+        )
+    };
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn drop_cache(_file: &File, _offset: u64, _len: u64) {}
+
+/// Bytes that an unprivileged process may still write to the file system of `path` (which must exist).
+#[cfg(unix)]
+pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: `path` is NUL-terminated and `stat` is a valid place for the result.
+    let rc = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all-zero bytes are a valid statvfs, and the call above has filled it.
+    let stat = unsafe { stat.assume_init() };
+    // The field types differ between platforms.
+    #[allow(clippy::unnecessary_cast)]
+    Ok((stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64))
+}
+
+/// Unknown here: reports "plenty", so that only the write itself can fail.
+#[cfg(not(unix))]
+pub(crate) fn free_bytes(_path: &Path) -> io::Result<u64> {
+    Ok(u64::MAX)
+}

@@ -1,0 +1,192 @@
+//! Prefill and decode speed at context frontiers, each sample beside the read bandwidth of the same second: virtual
+//! machines change speed under us, so a rate alone says little. Owns the order of measurement; it must not know
+//! kernels, and nothing here judges a figure.
+
+mod report;
+mod rig;
+
+use hob_model::{Layout, ModelError, ModelInfo, TensorSource};
+
+pub use report::{HEADER, Kv, Limit, Quantiles, Report, Row, Sample, Test};
+use rig::Rig;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    #[error("{field}: expected {expected}, found {found}")]
+    Config { field: &'static str, expected: &'static str, found: String },
+    #[error(
+        "no depth of {depths:?} fits a context of {ctx_tokens} tokens with {needed} to measure; raise --ctx or give a smaller --depth"
+    )]
+    NoDepth { depths: Vec<usize>, ctx_tokens: usize, needed: usize },
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Compute(#[from] hob_compute::ComputeError),
+}
+
+/// What to measure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchConfig {
+    /// One run for each.
+    pub threads: Vec<usize>,
+    /// Prompt tokens of a prefill sample; 0: none.
+    pub prompt: usize,
+    /// Steps of a decode sample; 0: none.
+    pub tokens: usize,
+    /// Samples of each kind.
+    pub repeat: usize,
+    /// Positions to start at.
+    pub depths: Vec<usize>,
+    pub ctx_tokens: usize,
+    /// Longest time to fill the context with real tokens up to a depth; the rest is synthetic.
+    pub fill_seconds: f64,
+}
+
+impl BenchConfig {
+    /// Positions the largest depth needs: that is the context to plan for.
+    pub fn wanted_ctx(&self) -> usize {
+        self.depths.iter().max().copied().unwrap_or(0).saturating_add(self.room())
+    }
+
+    /// Positions a sample takes.
+    fn room(&self) -> usize {
+        self.prompt.max(self.tokens)
+    }
+
+    /// Depths that fit, ascending.
+    fn usable_depths(&self) -> Vec<usize> {
+        let mut depths: Vec<usize> = self
+            .depths
+            .iter()
+            .copied()
+            .filter(|d| d.saturating_add(self.room()) <= self.ctx_tokens)
+            .collect();
+        depths.sort_unstable();
+        depths.dedup();
+        depths
+    }
+
+    fn check(&self) -> Result<(), BenchError> {
+        let wrong = |field, expected, found: String| Err(BenchError::Config { field, expected, found });
+        if self.threads.is_empty() || self.threads.contains(&0) {
+            return wrong("threads", "counts of at least 1", format!("{:?}", self.threads));
+        }
+        if self.room() == 0 {
+            return wrong("prompt and tokens", "at least one above 0", "0 and 0".into());
+        }
+        if self.repeat == 0 {
+            return wrong("repeat", "at least 1", "0".into());
+        }
+        if self.fill_seconds.is_nan() || self.fill_seconds < 0.0 {
+            return wrong("fill_seconds", "a number of at least 0", self.fill_seconds.to_string());
+        }
+        if self.usable_depths().is_empty() {
+            let (depths, ctx_tokens, needed) = (self.depths.clone(), self.ctx_tokens, self.room());
+            return Err(BenchError::NoDepth { depths, ctx_tokens, needed });
+        }
+        Ok(())
+    }
+}
+
+/// The model to measure.
+pub struct Subject<'a> {
+    pub name: String,
+    /// What it is, where the name does not say.
+    pub description: String,
+    pub source: &'a dyn TensorSource,
+    pub info: ModelInfo,
+}
+
+/// Who wants to see results as they come.
+pub trait Watch {
+    /// Something long begins.
+    fn phase(&mut self, what: &str);
+    fn row(&mut self, row: &Row);
+}
+
+/// Measures everything `config` names. The model is loaded once per thread count.
+///
+/// # Errors
+/// A config that names nothing to measure; what the model or device say.
+pub fn run(config: &BenchConfig, subject: &Subject<'_>, watch: &mut dyn Watch) -> Result<Report, BenchError> {
+    config.check()?;
+    let mut report = Report::new(subject);
+    report.left_out = config.depths.iter().copied().filter(|d| !config.usable_depths().contains(d)).collect();
+    for &threads in &config.threads {
+        watch.phase(&format!("loading {} for {threads} threads", subject.name));
+        let layout = Layout { threads, ..Layout::new(config.ctx_tokens) };
+        let mut rig = Rig::load(subject, &layout)?;
+        report.isa = rig.isa().to_string();
+        let measured = measure(config, &mut rig, watch, &mut report);
+        rig.unload()?;
+        measured?;
+    }
+    Ok(report)
+}
+
+fn measure(
+    config: &BenchConfig,
+    rig: &mut Rig,
+    watch: &mut dyn Watch,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    for depth in config.usable_depths() {
+        if depth > 0 {
+            watch.phase(&format!("filling the context up to {depth} tokens"));
+        }
+        let kv = rig.fill(depth, config.fill_seconds)?;
+        let tests = [
+            (config.prompt > 0).then_some(Test::Prefill { tokens: config.prompt }),
+            (config.tokens > 0).then_some(Test::Decode { tokens: config.tokens }),
+        ];
+        for test in tests.into_iter().flatten() {
+            watch.phase(&format!("{test} at {depth}, {} threads", rig.threads()));
+            // The first takes page faults and cold caches, and is not kept.
+            rig.sample(test, depth)?;
+            let samples =
+                (0..config.repeat).map(|_| rig.sample(test, depth)).collect::<Result<Vec<_>, _>>()?;
+            let row = Row::new(rig.threads(), test, depth, kv, samples);
+            watch.row(&row);
+            report.rows.push(row);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> BenchConfig {
+        BenchConfig {
+            threads: vec![1],
+            prompt: 512,
+            tokens: 64,
+            repeat: 2,
+            depths: vec![32_768, 0, 2048, 2048],
+            ctx_tokens: 4096,
+            fill_seconds: 1.0,
+        }
+    }
+
+    #[test]
+    fn depths_beyond_the_context_are_left_out() {
+        assert_eq!(config().usable_depths(), [0, 2048]);
+        assert_eq!(config().wanted_ctx(), 32_768 + 512);
+        assert_eq!(BenchConfig { ctx_tokens: 2560, ..config() }.usable_depths(), [0, 2048]);
+        assert_eq!(BenchConfig { ctx_tokens: 2559, ..config() }.usable_depths(), [0]);
+    }
+
+    #[test]
+    fn configs_that_measure_nothing_are_refused() {
+        let error = |c: BenchConfig| c.check().expect_err("refused").to_string();
+        assert!(config().check().is_ok());
+        assert!(error(BenchConfig { threads: vec![], ..config() }).starts_with("threads"));
+        assert!(error(BenchConfig { threads: vec![2, 0], ..config() }).starts_with("threads"));
+        assert!(error(BenchConfig { prompt: 0, tokens: 0, ..config() }).starts_with("prompt and tokens"));
+        assert!(error(BenchConfig { repeat: 0, ..config() }).starts_with("repeat"));
+        assert!(error(BenchConfig { fill_seconds: f64::NAN, ..config() }).starts_with("fill_seconds"));
+        let error = error(BenchConfig { ctx_tokens: 100, ..config() });
+        assert!(error.contains("100") && error.contains("512") && error.contains("--ctx"), "{error}");
+    }
+}

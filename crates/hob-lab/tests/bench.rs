@@ -1,0 +1,135 @@
+//! A whole bench of a tiny synthesized model: what is measured where, and that nothing asserts a speed.
+
+use hob_compute::{Compute, Pick, Picked, Token};
+use hob_cpu::{Cpu, CpuConfig};
+use hob_lab::bench::{self, BenchConfig, BenchError, Kv, Row, Subject, Test, Watch};
+use hob_lab::synth::{Shape, Synth};
+use hob_model::{Batch, Layout, Model, ModelInfo};
+use hob_quant::Format;
+
+static TINY: Shape = Shape {
+    name: "tiny",
+    arch: "qwen2",
+    dim: 64,
+    layers: 2,
+    ffn: 128,
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 32,
+    vocab: 320,
+    tied: true,
+    ctx_train: 2048,
+    rope_base: 1e4,
+    rms_eps: 1e-5,
+};
+
+fn synth() -> Synth {
+    Synth::new(&TINY, Format::Q4_0, Format::Q8_0).expect("tiny")
+}
+
+fn subject(synth: &Synth) -> Subject<'_> {
+    let info = ModelInfo::new(synth.config().clone(), synth).expect("info");
+    Subject { name: synth.name(), description: synth.description(), source: synth, info }
+}
+
+fn config() -> BenchConfig {
+    BenchConfig {
+        threads: vec![1, 2],
+        prompt: 20,
+        tokens: 4,
+        repeat: 2,
+        depths: vec![0, 300, 5000],
+        ctx_tokens: 400,
+        fill_seconds: 60.0,
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    rows: usize,
+    phases: usize,
+}
+
+impl Watch for Seen {
+    fn phase(&mut self, _what: &str) {
+        self.phases += 1;
+    }
+
+    fn row(&mut self, _row: &Row) {
+        self.rows += 1;
+    }
+}
+
+#[test]
+fn every_thread_count_depth_and_kind_gives_a_row() {
+    let synth = synth();
+    let mut seen = Seen::default();
+    let report = bench::run(&config(), &subject(&synth), &mut seen).expect("bench");
+    let rows: Vec<_> = report.rows.iter().map(|r| (r.threads, r.test, r.depth)).collect();
+    let (pp, tg) = (Test::Prefill { tokens: 20 }, Test::Decode { tokens: 4 });
+    let each = |threads| [(threads, pp, 0), (threads, tg, 0), (threads, pp, 300), (threads, tg, 300)];
+    assert_eq!(rows, [each(1), each(2)].concat());
+    assert_eq!(report.left_out, [5000]);
+    assert_eq!(seen.rows, rows.len());
+    assert!(seen.phases > 0);
+    for row in &report.rows {
+        assert_eq!(row.samples.len(), 2);
+        assert_eq!(row.kv, Kv { prefilled: row.depth, synthetic: 0 });
+        assert_eq!(row.gb_per_s.is_some(), row.test == tg);
+        assert!(row.tokens_per_s.p50.is_finite() && row.tokens_per_s.p50 > 0.0);
+        assert!(row.samples.iter().all(|s| s.limit.gb_per_s() > 0.0));
+    }
+    let json = serde_json::to_value(&report).expect("JSON");
+    assert_eq!(json["rows"][0]["test"]["kind"], "prefill");
+    assert!(json["rows"][1]["percent_of_limit"]["p50"].is_number());
+    assert_eq!(json["model"], "tiny:q4_0:q8_0");
+}
+
+#[test]
+fn without_time_to_fill_the_context_is_synthetic_and_says_so() {
+    let synth = synth();
+    let config = BenchConfig { threads: vec![1], repeat: 1, fill_seconds: 0.0, prompt: 0, ..config() };
+    let report = bench::run(&config, &subject(&synth), &mut Seen::default()).expect("bench");
+    assert_eq!(report.rows.len(), 2);
+    assert_eq!(report.rows[1].kv, Kv { prefilled: 0, synthetic: 300 });
+    assert!(report.rows[1].to_string().contains("synthetic"));
+}
+
+#[test]
+fn a_depth_that_does_not_fit_is_an_error_with_the_numbers() {
+    let synth = synth();
+    let config = BenchConfig { ctx_tokens: 10, ..config() };
+    let error = bench::run(&config, &subject(&synth), &mut Seen::default()).expect_err("too small");
+    assert!(matches!(error, BenchError::NoDepth { ctx_tokens: 10, needed: 20, .. }), "{error:?}");
+}
+
+/// The synthesized weights must behave: finite logits that differ between tokens.
+#[test]
+fn a_synthesized_model_computes() {
+    for (format, head) in
+        [(Format::Q4_0, Format::Q4_0), (Format::F16, Format::Q8_0), (Format::BF16, Format::F32)]
+    {
+        let synth = Synth::new(&TINY, format, head).expect("tiny");
+        let info = ModelInfo::new(synth.config().clone(), &synth).expect("info");
+        let mut dev = Cpu::new(&CpuConfig { threads: 1, ..CpuConfig::default() }).expect("cpu");
+        let mut model =
+            Model::load_from(&synth, info, &mut dev, &Layout::new(64), &mut |_, _| {}).expect("loads");
+        let sequence = model.new_sequence().expect("a sequence");
+        let mut picks = Vec::new();
+        for position in 0..3u32 {
+            let token = Token::Host(position * 7);
+            let rows = vec![hob_model::Row { sequence, position, token, logits: true }];
+            let n = model.step(&mut dev, &Batch { rows }).expect("step");
+            dev.pick(&Pick { logits: model.logits(), rows: n, k: 2 }).expect("pick");
+            let ticket = dev.submit().expect("submit");
+            let mut picked = Picked::default();
+            dev.picked(ticket, &mut picked).expect("picked");
+            assert!(picked.logits.iter().all(|l| l.is_finite()), "{format}: {picked:?}");
+            assert!(picked.logits[0] > picked.logits[1], "{format}: {picked:?}");
+            picks.push(picked.logits[0].to_bits());
+        }
+        picks.dedup();
+        assert_eq!(picks.len(), 3, "{format}");
+        model.unload(&mut dev).expect("unload");
+    }
+}

@@ -1,0 +1,126 @@
+//! The golden fixtures of hob-model on every exact device, and the judge itself: it must fail what it should fail.
+
+use std::path::{Path, PathBuf};
+
+use hob_compute::Compute;
+use hob_compute::reference::Reference;
+use hob_lab::golden::{self, Report};
+use hob_testkit::temp::TempDir;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../hob-model/tests/golden").join(name)
+}
+
+fn fixtures() -> Vec<PathBuf> {
+    ["llama3", "llama_tied", "qwen2"].map(fixture).to_vec()
+}
+
+fn cpu(threads: usize, exact: bool) -> hob_cpu::Cpu {
+    let config = hob_cpu::CpuConfig { threads, exact, isa: None, pin: false };
+    hob_cpu::Cpu::new(&config).expect("a CPU device")
+}
+
+/// All fixtures pass, in both file forms, with everything recorded actually checked.
+fn assert_passes(dev: &mut dyn Compute) {
+    let report = golden::run(&fixtures(), dev);
+    println!("{report}");
+    assert!(report.passed(), "{report}");
+    for model in &report.models {
+        assert_eq!(model.variants.len(), 2, "{report}");
+        for variant in &model.variants {
+            let figures = variant.figures.as_ref().expect("figures");
+            assert_eq!(figures.greedy_length, 24);
+            assert_eq!(figures.argmax_checked + figures.argmax_undecided, 40 + 150);
+            assert!(figures.argmax_undecided <= 5, "{report}");
+        }
+    }
+    let held = dev.held_bytes();
+    assert_eq!((held.weights, held.buffers, held.pages), (0, 0, 0), "everything was unloaded");
+}
+
+#[test]
+fn fixtures_pass_on_the_reference_device() {
+    assert_passes(&mut Reference::new(true));
+}
+
+#[test]
+fn fixtures_pass_on_the_cpu() {
+    assert_passes(&mut cpu(2, true));
+}
+
+#[test]
+fn an_inexact_device_is_refused() {
+    let report = golden::run(&fixtures()[..1], &mut Reference::new(false));
+    assert!(!report.passed());
+    assert!(report.models[0].failure.as_ref().is_some_and(|f| f.contains("exact mode")), "{report}");
+}
+
+/// A copy of a fixture with one of its files changed.
+fn altered(dir: &TempDir, fixture_name: &str, file: &str, change: impl Fn(String) -> String) -> Report {
+    for name in ["config.json", "golden.json", "model.safetensors"] {
+        let from = fixture(fixture_name).join(name);
+        std::fs::copy(from, dir.join(name)).expect("a copy");
+    }
+    let text = std::fs::read_to_string(dir.join(file)).expect("text");
+    let changed = change(text.clone());
+    assert_ne!(text, changed, "the change must change something");
+    std::fs::write(dir.join(file), changed).expect("writable");
+    golden::run(&[dir.path().to_path_buf()], &mut cpu(1, true))
+}
+
+#[test]
+fn an_unknown_architecture_fails_with_its_name() {
+    let dir = TempDir::new("golden-arch");
+    let report = altered(&dir, "qwen2", "config.json", |t| t.replace("\"qwen2\"", "\"qwen9\""));
+    assert!(!report.passed());
+    let failure = report.models[0].variants[0].failure.as_deref().unwrap_or_default();
+    assert!(failure.contains("unknown architecture 'qwen9'") && failure.contains("llama, qwen2"), "{report}");
+}
+
+#[test]
+fn a_wrong_rope_base_is_a_miss() {
+    let dir = TempDir::new("golden-rope");
+    let report = altered(&dir, "llama_tied", "config.json", |t| t.replace("100000.0", "99000.0"));
+    let figures = report.models[0].variants[0].figures.as_ref().expect("it runs");
+    assert!(figures.largest_difference > golden::TOLERANCE && !report.passed(), "{report}");
+}
+
+#[test]
+fn one_wrong_greedy_token_is_a_miss() {
+    let dir = TempDir::new("golden-greedy");
+    let report = altered(&dir, "llama3", "golden.json", |t| {
+        let mut golden: serde_json::Value = serde_json::from_str(&t).expect("json");
+        let last = &mut golden["short"]["greedy"][23];
+        *last = (last.as_u64().expect("a token") ^ 1).into();
+        golden.to_string()
+    });
+    let figures = report.models[0].variants[0].figures.as_ref().expect("it runs");
+    assert_eq!((figures.greedy_agreed, figures.greedy_length), (23, 24));
+    assert!(!report.passed(), "{report}");
+}
+
+#[test]
+fn one_wrong_argmax_is_a_miss_also_where_no_logits_are_recorded() {
+    let dir = TempDir::new("golden-argmax");
+    let report = altered(&dir, "llama3", "golden.json", |t| {
+        let mut golden: serde_json::Value = serde_json::from_str(&t).expect("json");
+        assert!(golden["long"]["logits"].get("100").is_none());
+        let at = &mut golden["long"]["argmax_all"][100];
+        *at = (at.as_u64().expect("a token") ^ 1).into();
+        golden.to_string()
+    });
+    let figures = report.models[0].variants[0].figures.as_ref().expect("it runs");
+    assert_eq!(figures.argmax_agreed + 1, figures.argmax_checked);
+    assert!(!report.passed(), "{report}");
+}
+
+#[test]
+fn folders_without_a_fixture_fail_and_say_why() {
+    let dir = TempDir::new("golden-empty");
+    let report = golden::run(&[dir.path().to_path_buf()], &mut Reference::new(true));
+    assert!(report.models[0].failure.as_ref().is_some_and(|f| f.contains("golden.json")), "{report}");
+    std::fs::copy(fixture("llama3").join("golden.json"), dir.join("golden.json")).expect("a copy");
+    let report = golden::run(&[dir.path().to_path_buf()], &mut Reference::new(true));
+    assert!(report.models[0].failure.as_ref().is_some_and(|f| f.contains("found neither")), "{report}");
+    assert!(!golden::run(&[], &mut Reference::new(true)).passed(), "no fixture is no success");
+}

@@ -1,0 +1,102 @@
+//! One pass over a batch as a block sees it: the device, the bound handles, and the rows.
+
+use hob_compute::{Buf, Combine, Compute, Linear, Product, Rope, RopePairs, SeqRows, Token, Weight};
+
+use crate::Result;
+use crate::needs::{BufId, Group, Name, Needs, WeightId};
+
+/// A rotary table on the device.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct RopeTable {
+    /// `[1, rotary / 2]`
+    pub freqs: Buf,
+    pub pairs: RopePairs,
+    pub magnitude: f32,
+}
+
+/// What the runner hands to every block.
+pub(crate) struct Step<'a> {
+    pub dev: &'a mut dyn Compute,
+    pub weights: &'a [Weight],
+    pub bufs: &'a [Buf],
+    pub ropes: &'a [RopeTable],
+    /// Token of each batch row.
+    pub tokens: &'a [Token],
+    /// Position of each batch row.
+    pub positions: &'a [u32],
+    /// Rows of each sequence, with its pages of the layer that runs.
+    pub seqs: &'a [SeqRows<'a>],
+    /// Batch rows that want logits, ascending.
+    pub logit_rows: &'a [usize],
+}
+
+impl Step<'_> {
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub fn weight(&self, id: WeightId) -> Weight {
+        self.weights[id.0]
+    }
+
+    pub fn buf(&self, id: BufId) -> Buf {
+        self.bufs[id.0]
+    }
+
+    /// All batch rows of `x` through several projections at once.
+    pub fn linear<const N: usize>(
+        &mut self,
+        x: BufId,
+        into: [(&Projection, BufId); N],
+        combine: Combine,
+    ) -> Result<()> {
+        self.linear_rows(x, self.rows(), into, combine)
+    }
+
+    /// The first `rows` rows of `x` through several projections at once.
+    pub fn linear_rows<const N: usize>(
+        &mut self,
+        x: BufId,
+        rows: usize,
+        into: [(&Projection, BufId); N],
+        combine: Combine,
+    ) -> Result<()> {
+        let products = into.map(|(p, out)| Product {
+            weight: self.weight(p.weight),
+            bias: p.bias.map(|b| self.weight(b)),
+            out: self.buf(out),
+        });
+        let x = self.buf(x);
+        Ok(self.dev.linear(&Linear { x, first_row: 0, rows, products: &products, combine })?)
+    }
+
+    /// Rotates `heads` heads of every batch row in place by table `table`.
+    pub fn rope(&mut self, x: BufId, heads: usize, head_dim: usize, table: usize) -> Result<()> {
+        let RopeTable { freqs, pairs, magnitude } = self.ropes[table];
+        let (x, positions) = (self.buf(x), self.positions);
+        Ok(self.dev.rope(&Rope { x, heads, head_dim, positions, freqs, pairs, magnitude })?)
+    }
+}
+
+/// A matrix of a layer with its bias, if it has one.
+pub(crate) struct Projection {
+    pub weight: WeightId,
+    pub bias: Option<WeightId>,
+}
+
+/// Declares the projections of one layer.
+pub(crate) struct Projections<'a> {
+    pub layer: usize,
+    pub group: Group,
+    pub needs: &'a mut Needs,
+}
+
+impl Projections<'_> {
+    /// `[rows, cols]`, and a bias of `rows` where `bias` says so.
+    pub fn add(&mut self, name: Name, rows: usize, cols: usize, bias: bool) -> Projection {
+        let naming = self.needs.naming;
+        let weight = self.needs.matrix(naming.layer(self.layer, name, "weight"), self.group, [rows, cols]);
+        let bias = bias.then(|| self.needs.vector(naming.layer(self.layer, name, "bias"), rows));
+        Projection { weight, bias }
+    }
+}

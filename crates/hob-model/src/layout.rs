@@ -1,0 +1,53 @@
+//! What lies where: the sizes a plan chooses before a model is loaded. It must not know a model.
+
+use hob_compute::PAGE_POSITIONS;
+
+use crate::{ModelError, Result};
+
+/// Sizes that a load reserves. [`crate::ModelInfo::footprint`] turns them into bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Tokens one sequence may grow to.
+    pub ctx_tokens: usize,
+    /// Sequences that may live at once.
+    pub sequences: usize,
+    /// Most rows of one step; longer prompts take several steps.
+    pub chunk_rows: usize,
+    /// Most rows of one step that get logits.
+    pub logit_rows: usize,
+    /// Threads of the device. No size depends on it; it stands here because the forecast reads it.
+    pub threads: usize,
+}
+
+impl Layout {
+    /// Rows of a prefill step when nothing else was chosen: enough to amortize unpacking a weight tile, small enough
+    /// that scratch stays at some ten MiB.
+    pub const CHUNK_ROWS: usize = 512;
+
+    /// One sequence of `ctx_tokens`, one row of logits, one thread.
+    pub fn new(ctx_tokens: usize) -> Self {
+        Layout { ctx_tokens, sequences: 1, chunk_rows: Self::CHUNK_ROWS, logit_rows: 1, threads: 1 }
+    }
+
+    /// KV pages of one sequence in one layer.
+    pub fn pages_per_sequence(&self) -> usize {
+        self.ctx_tokens.div_ceil(PAGE_POSITIONS)
+    }
+
+    /// # Errors
+    /// [`ModelError::Layout`] when a size is zero, or positions do not fit 32 bits.
+    pub(crate) fn check(&self) -> Result<()> {
+        let sizes = [
+            ("ctx_tokens", self.ctx_tokens),
+            ("sequences", self.sequences),
+            ("chunk_rows", self.chunk_rows),
+            ("logit_rows", self.logit_rows),
+        ];
+        for (name, size) in sizes {
+            if size == 0 || u32::try_from(size).is_err() {
+                return Err(ModelError::layout(format!("{name} between 1 and {}", u32::MAX), size));
+            }
+        }
+        Ok(())
+    }
+}

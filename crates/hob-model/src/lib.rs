@@ -1,0 +1,31 @@
+//! Config, weights, layout, one file per architecture, the runner that loops over layers, and what sequences remember.
+//!
+//! A [`Model`] turns batches of tokens into logits on any device that implements `hob_compute::Compute`.
+//! It must not know requests, sampling policy, HTTP or instruction sets; nothing outside this crate matches on an
+//! architecture.
+#![forbid(unsafe_code)]
+
+mod arch;
+mod batch;
+mod blocks;
+pub mod config;
+mod error;
+mod footprint;
+mod info;
+mod layout;
+mod needs;
+mod rope;
+mod runner;
+mod source;
+mod state;
+
+pub use arch::{LayerState, known_architectures};
+pub use batch::{Batch, Row, SeqId};
+pub use config::{Config, LayerConfig, Mixer, RopeConfig, RopeScaling};
+pub use error::{ModelError, Result};
+pub use footprint::{Footprint, Line};
+pub use info::ModelInfo;
+pub use layout::Layout;
+pub use needs::{Group, Naming, Slot};
+pub use runner::Model;
+pub use source::{FileTensors, TensorSource};

@@ -1,0 +1,295 @@
+//! The runner: binds an architecture to a device and walks embed, layer(i), head over a batch.
+//!
+//! It owns the layer loop, the handles of everything a model holds, and the checks of a batch. It must not know any
+//! architecture, nor what the logits are used for. After the first step of a kind, a step allocates nothing.
+
+mod load;
+
+use std::sync::Arc;
+
+use hob_compute::{AppendKv, Buf, Compute, SeqRows, Token};
+use hob_files::ModelFile;
+
+use crate::arch::Architecture;
+use crate::blocks::Step;
+use crate::source::FileTensors;
+use crate::state::Sequences;
+use crate::{Batch, Layout, ModelError, ModelInfo, Result, SeqId, TensorSource};
+use load::Held;
+
+/// Consecutive rows of a batch that belong to one sequence.
+#[derive(Copy, Clone, Debug)]
+struct Span {
+    sequence: SeqId,
+    row: usize,
+    rows: usize,
+    position: usize,
+}
+
+/// A loaded model: weights, pages and buffers on one device, and the sequences that live in it.
+///
+/// It keeps handles only; pass the same device to every call, and [`Model::unload`] in the end.
+pub struct Model {
+    info: ModelInfo,
+    layout: Layout,
+    arch: Box<dyn Architecture>,
+    held: Held,
+    logits: Buf,
+    sequences: Sequences,
+    // The rows of the step that runs, refilled by each.
+    tokens: Vec<Token>,
+    positions: Vec<u32>,
+    logit_rows: Vec<usize>,
+    spans: Vec<Span>,
+    seq_rows: Vec<SeqRows<'static>>,
+}
+
+impl Model {
+    /// Loads a file. `progress` gets bytes done and in total after each tensor.
+    ///
+    /// # Errors
+    /// What [`ModelInfo::read`] and [`Model::load_from`] refuse.
+    pub fn load(
+        file: Arc<ModelFile>,
+        dev: &mut dyn Compute,
+        layout: &Layout,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Model> {
+        let info = ModelInfo::read(&file)?;
+        Self::load_from(&FileTensors(file), info, dev, layout, progress)
+    }
+
+    /// Loads the tensors of `info` from `source`. Whatever was loaded before an error is released again.
+    ///
+    /// # Errors
+    /// [`ModelError::Layout`] for a layout without rows or beyond a layer's window, [`ModelError::MissingTensor`], and
+    /// what the device says, with the tensor's name.
+    pub fn load_from(
+        source: &dyn TensorSource,
+        info: ModelInfo,
+        dev: &mut dyn Compute,
+        layout: &Layout,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Model> {
+        layout.check()?;
+        load::check_windows(&info, layout)?;
+        let (arch, _) = crate::info::build(&info.config, info.naming())?;
+        let held = Held::load(source, &info, dev, layout, progress)?;
+        let logits = held.bufs[arch.logits().0];
+        let sequences = Sequences::new(layout, info.config.layers.len());
+        Ok(Model {
+            layout: layout.clone(),
+            logits,
+            sequences,
+            tokens: Vec::with_capacity(layout.chunk_rows),
+            positions: Vec::with_capacity(layout.chunk_rows),
+            logit_rows: Vec::with_capacity(layout.logit_rows),
+            spans: Vec::with_capacity(layout.sequences),
+            seq_rows: Vec::with_capacity(layout.sequences),
+            info,
+            arch,
+            held,
+        })
+    }
+
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Starts an empty sequence.
+    ///
+    /// # Errors
+    /// [`ModelError::SequencesTaken`] when the layout's sequences are all in use.
+    pub fn new_sequence(&mut self) -> Result<SeqId> {
+        self.sequences.open()
+    }
+
+    /// Ends a sequence and returns its pages.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`].
+    pub fn free_sequence(&mut self, id: SeqId) -> Result<()> {
+        self.sequences.close(id, &mut self.held.pools)
+    }
+
+    /// Tokens the sequence holds; the position of its next row.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`].
+    pub fn seq_len(&self, id: SeqId) -> Result<usize> {
+        self.sequences.len(id)
+    }
+
+    /// Forgets all but the first `positions` tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`]; [`ModelError::Batch`] when the sequence holds fewer.
+    pub fn truncate(&mut self, id: SeqId, positions: usize) -> Result<()> {
+        self.sequences.truncate(id, positions, &mut self.held.pools)
+    }
+
+    /// The buffer of logits, `[layout.logit_rows, vocab]`: rows that wanted them, in the order of the last batch.
+    pub fn logits(&self) -> Buf {
+        self.logits
+    }
+
+    /// Computes a batch and lengthens its sequences. Gives the number of rows with logits.
+    ///
+    /// # Errors
+    /// [`ModelError::Batch`] for rows that do not continue their sequences or exceed the layout,
+    /// [`ModelError::ContextOverflow`], [`ModelError::UnknownSequence`], and what the device says. After an error the
+    /// sequences are as long as before.
+    pub fn step(&mut self, dev: &mut dyn Compute, batch: &Batch) -> Result<usize> {
+        self.admit(batch)?;
+        for i in 0..self.spans.len() {
+            let Span { sequence, rows, position, .. } = self.spans[i];
+            self.sequences.reserve(sequence, position + rows, &mut self.held.pools)?;
+        }
+        self.run(dev)?;
+        for &Span { sequence, rows, position, .. } in &self.spans {
+            self.sequences.commit(sequence, position + rows)?;
+        }
+        Ok(self.logit_rows.len())
+    }
+
+    /// Lengthens a sequence by `rows` positions whose K and V are given instead of computed, the same in every layer:
+    /// a bench measures deep contexts so without prefilling them. `kv` is K and V, `[>= rows, kv_heads * head_dim]`.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`], [`ModelError::ContextOverflow`], and what the device says, for example when the
+    /// layers are not of one shape. After an error the sequence is as long as before.
+    pub fn extend_synthetic(
+        &mut self,
+        dev: &mut dyn Compute,
+        id: SeqId,
+        rows: usize,
+        kv: (Buf, Buf),
+    ) -> Result<()> {
+        let position = self.sequences.len(id)?;
+        let (needed, ctx_tokens) = (position.saturating_add(rows), self.layout.ctx_tokens);
+        if needed > ctx_tokens {
+            return Err(ModelError::ContextOverflow { needed, ctx_tokens });
+        }
+        self.sequences.reserve(id, needed, &mut self.held.pools)?;
+        let (k, v) = kv;
+        for layer in 0..self.info.config.layers.len() {
+            let seqs = [SeqRows { row: 0, rows, position, pages: self.sequences.pages(id, layer) }];
+            dev.append_kv(&AppendKv { k, v, seqs: &seqs })?;
+        }
+        self.sequences.commit(id, needed)
+    }
+
+    /// Returns everything to the device.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn unload(self, dev: &mut dyn Compute) -> Result<()> {
+        self.held.release(dev)
+    }
+
+    /// Checks a batch and splits it into spans.
+    fn admit(&mut self, batch: &Batch) -> Result<()> {
+        self.tokens.clear();
+        self.positions.clear();
+        self.logit_rows.clear();
+        self.spans.clear();
+        let most = self.layout.chunk_rows;
+        if batch.rows.is_empty() || batch.rows.len() > most {
+            return Err(ModelError::batch(format!("1 to {most} rows (chunk_rows)"), batch.rows.len()));
+        }
+        let wanted = batch.rows.iter().filter(|r| r.logits).count();
+        if wanted > self.layout.logit_rows {
+            let most = self.layout.logit_rows;
+            return Err(ModelError::batch(format!("at most {most} rows with logits (logit_rows)"), wanted));
+        }
+        for (at, row) in batch.rows.iter().enumerate() {
+            let position = row.position as usize;
+            let span = match self.spans.last_mut() {
+                Some(span) if span.sequence == row.sequence => span,
+                _ => self.open_span(row.sequence, at)?,
+            };
+            let next = span.position + span.rows;
+            if position != next {
+                let expected = format!("position {next} in row {at}, where its sequence continues");
+                return Err(ModelError::batch(expected, format!("position {position}")));
+            }
+            span.rows += 1;
+            self.tokens.push(row.token);
+            self.positions.push(row.position);
+            if row.logits {
+                self.logit_rows.push(at);
+            }
+        }
+        let ctx_tokens = self.layout.ctx_tokens;
+        match self.spans.iter().map(|s| s.position + s.rows).find(|&needed| needed > ctx_tokens) {
+            Some(needed) => Err(ModelError::ContextOverflow { needed, ctx_tokens }),
+            None => Ok(()),
+        }
+    }
+
+    fn open_span(&mut self, sequence: SeqId, row: usize) -> Result<&mut Span> {
+        let position = self.sequences.len(sequence)?;
+        if self.spans.iter().any(|s| s.sequence == sequence) {
+            let expected = "the rows of one sequence side by side";
+            return Err(ModelError::batch(
+                expected,
+                format!("row {row} of a sequence that another interrupted"),
+            ));
+        }
+        self.spans.push(Span { sequence, row, rows: 0, position });
+        Ok(self.spans.last_mut().expect("a span was just pushed"))
+    }
+
+    fn run(&mut self, dev: &mut dyn Compute) -> Result<()> {
+        let layers = self.info.config.layers.len();
+        self.with_step(dev, None, |arch, step| arch.embed(step))?;
+        for i in 0..layers {
+            self.with_step(dev, Some(i), |arch, step| arch.layer(i, step))?;
+        }
+        self.with_step(dev, None, |arch, step| arch.head(step))
+    }
+
+    /// Runs one piece of the architecture; `layer` says whose pages it sees.
+    fn with_step(
+        &mut self,
+        dev: &mut dyn Compute,
+        layer: Option<usize>,
+        piece: impl FnOnce(&dyn Architecture, &mut Step) -> Result<()>,
+    ) -> Result<()> {
+        // The vector of borrowed page tables is emptied and stored under the longest lifetime between uses, so that
+        // its allocation survives; an empty vector borrows nothing.
+        let mut seqs: Vec<SeqRows> = std::mem::take(&mut self.seq_rows);
+        if let Some(layer) = layer {
+            seqs.extend(self.spans.iter().map(|s| SeqRows {
+                row: s.row,
+                rows: s.rows,
+                position: s.position,
+                pages: self.sequences.pages(s.sequence, layer),
+            }));
+        }
+        let mut step = Step {
+            dev,
+            weights: &self.held.weights,
+            bufs: &self.held.bufs,
+            ropes: &self.held.ropes,
+            tokens: &self.tokens,
+            positions: &self.positions,
+            seqs: &seqs,
+            logit_rows: &self.logit_rows,
+        };
+        let result = piece(self.arch.as_ref(), &mut step);
+        self.seq_rows = recycle(seqs);
+        result
+    }
+}
+
+/// Empties a vector and lengthens the lifetime of its (no longer existing) elements. Collecting from an emptied vector
+/// of the same layout reuses its allocation.
+fn recycle(mut seqs: Vec<SeqRows<'_>>) -> Vec<SeqRows<'static>> {
+    seqs.clear();
+    seqs.into_iter().map(|s| SeqRows { row: s.row, rows: s.rows, position: s.position, pages: &[] }).collect()
+}

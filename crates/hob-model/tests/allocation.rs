@@ -1,0 +1,45 @@
+//! A decode step allocates nothing once it is warm. Alone in its file: the counter counts the whole process.
+
+mod common;
+
+use common::*;
+use hob_compute::{Compute, Pick, Picked, Token};
+use hob_model::Row;
+use hob_quant::Format;
+use hob_testkit::alloc::{CountingAllocator, measure_process};
+use hob_testkit::tiny::TinySpec;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+#[test]
+fn decode_steps_allocate_nothing_after_warm_up() {
+    let tiny = gguf(&TinySpec::llama(), Format::Q4_1);
+    let mut dev = cpu(2, false);
+    let layout = layout(600, 2, 64);
+    let mut model =
+        hob_model::Model::load(tiny.file.clone(), &mut dev, &layout, &mut |_, _| ()).expect("a model");
+    let ids = [0, 1].map(|_| model.new_sequence().expect("a free sequence"));
+    let mut batch = hob_model::Batch::default();
+    let mut picked = Picked::default();
+    let mut next = [5u32, 6];
+    // Both sequences in every batch.
+    let mut decode = |model: &mut hob_model::Model, from: u32, to: u32| {
+        for position in from..to {
+            batch.rows.clear();
+            for (&sequence, &token) in ids.iter().zip(&next) {
+                batch.rows.push(Row { sequence, position, token: Token::Host(token), logits: true });
+            }
+            let rows = model.step(&mut dev, &batch).expect("a step");
+            dev.pick(&Pick { logits: model.logits(), rows, k: 1 }).expect("a pick");
+            let ticket = dev.submit().expect("a ticket");
+            dev.picked(ticket, &mut picked).expect("results");
+            next.copy_from_slice(&picked.tokens);
+        }
+    };
+    // Warm: the device has seen the largest shape, three pages. Then back, to draw pages anew while counting.
+    decode(&mut model, 0, 520);
+    ids.iter().for_each(|&id| model.truncate(id, 250).expect("it is longer"));
+    let ((), usage) = measure_process(|| decode(&mut model, 250, 300));
+    assert_eq!((usage.allocations, usage.bytes), (0, 0));
+}

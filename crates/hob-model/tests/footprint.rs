@@ -1,0 +1,78 @@
+//! The estimator against what a device really holds, and its arithmetic against sums done by hand.
+
+mod common;
+
+use common::*;
+use hob_compute::reference::Reference;
+use hob_compute::{Compute, WeightKind};
+use hob_model::{Layout, Model, ModelInfo};
+use hob_quant::Format;
+use hob_testkit::tiny::TinySpec;
+
+#[test]
+fn the_estimate_is_what_the_device_holds() {
+    let layouts = [layout(64, 1, 8), layout(600, 3, 32), Layout::new(4096)];
+    for (spec, format) in [(TinySpec::llama(), Format::Q4_1), (TinySpec::qwen2(), Format::F16)] {
+        let tiny = gguf(&spec, format);
+        for layout in &layouts {
+            let info = ModelInfo::read(&tiny.file).expect("a model");
+            let bill = info.footprint(layout);
+            let mut dev = Reference::new(true);
+            let model = Model::load(tiny.file.clone(), &mut dev, layout, &mut |_, _| ()).expect("a model");
+            let held = dev.held_bytes();
+            assert_eq!(held.pages, bill.kv);
+            assert_eq!(held.buffers, bill.scratch);
+            // The oracle also keeps a copy of the table that other devices leave in the file.
+            assert_eq!(held.weights, bill.weights + bill.mapped);
+            assert_eq!(bill.lines.iter().map(|l| l.bytes).sum::<u64>(), bill.total);
+            assert_eq!(bill.total, bill.weights + bill.kv + bill.scratch);
+            model.unload(&mut dev).expect("unloaded");
+            assert_eq!(dev.held_bytes(), Default::default());
+        }
+    }
+}
+
+#[test]
+fn bytes_and_macs_add_up_by_hand() {
+    // dim 64, 4 heads and 2 KV heads of 16, ffn 96, 320 tokens, 2 layers, tied; Q8_0 is 34 bytes per 32 weights.
+    let tiny = gguf(&TinySpec::llama(), Format::Q8_0);
+    let info = ModelInfo::read(&tiny.file).expect("a model");
+    let layer = 64 * 64 * 2 + 32 * 64 * 2 + 96 * 64 * 3;
+    let matrices = 2 * layer + 320 * 64;
+    let vectors = 5 * 64 * 4;
+    let kv = 2 * 2 * 2 * 16 * 2;
+    assert_eq!(info.kv_bytes_per_token(), kv);
+    assert_eq!(info.bytes_per_token(0), matrices / 32 * 34 + vectors + 64 / 32 * 34 + kv);
+    assert_eq!(info.bytes_per_token(99) - info.bytes_per_token(0), 99 * kv);
+    assert_eq!(info.macs_per_token(9), matrices + 2 * 2 * 64 * 10);
+    assert_eq!(info.parameters(), matrices + 5 * 64);
+    let bill = info.footprint(&layout(257, 2, 8));
+    assert_eq!(bill.weights, matrices / 32 * 34 + vectors);
+    assert_eq!(bill.kv, 2 * 2 * 256 * kv, "two sequences of two pages");
+    assert_eq!(bill.mapped, 320 * 64 / 32 * 34);
+}
+
+#[test]
+fn a_tied_head_reads_the_embedding_twice() {
+    let tiny = gguf(&TinySpec::llama(), Format::Q8_0);
+    let info = ModelInfo::read(&tiny.file).expect("a model");
+    let kinds: Vec<_> =
+        info.slots().filter(|(s, _)| s.name == "token_embd.weight").map(|(s, _)| s.kind).collect();
+    assert_eq!(kinds, [WeightKind::Table, WeightKind::Matrix]);
+}
+
+#[test]
+fn given_kv_rows_lengthen_a_sequence_like_computed_ones() {
+    let tiny = gguf(&TinySpec::llama(), Format::F32);
+    let mut bench = Bench::new(&tiny, Reference::new(true), &layout(600, 1, 8));
+    let id = bench.model.new_sequence().expect("a free sequence");
+    let (k, v) = (bench.dev.alloc(300, 32).expect("k"), bench.dev.alloc(300, 32).expect("v"));
+    bench.dev.upload(v, 0, &[0.5; 300 * 32]).expect("v");
+    bench.model.extend_synthetic(bench.dev.as_mut(), id, 300, (k, v)).expect("room for 300");
+    assert_eq!(bench.model.seq_len(id).expect("it lives"), 300);
+    bench.feed(id, &[1, 2, 3], 3);
+    let error =
+        bench.model.extend_synthetic(bench.dev.as_mut(), id, 298, (k, v)).expect_err("no room").to_string();
+    assert!(error.contains("601") && error.contains("600"), "{error}");
+    assert_eq!(bench.model.seq_len(id).expect("it lives"), 303);
+}

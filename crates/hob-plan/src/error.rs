@@ -1,0 +1,38 @@
+//! One error enum: what was wanted, what there is, and the way out.
+
+use std::path::PathBuf;
+
+use crate::units::{show_bytes, show_count};
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    #[error("--threads 0: at least one thread is needed (this machine has {available})")]
+    NoThreads { available: usize },
+    #[error("--ctx 0: a context of at least one token is needed (the model was trained for {})", show_count(*trained as u64))]
+    NoContext { trained: usize },
+    #[error(
+        "a context of {} tokens is beyond the {} this model was trained for; use --ctx {trained} or less",
+        show_count(*asked as u64), show_count(*trained as u64)
+    )]
+    ContextBeyondTraining { asked: usize, trained: usize },
+    #[error(
+        "a context of {} tokens needs {}, but {} may be used ({source_of_limit}); at most {} tokens fit: use --ctx {fits}, \
+         a smaller model, or more memory (--ram)",
+        show_count(*asked as u64), show_bytes(*needs_bytes), show_bytes(*limit_bytes), show_count(*fits as u64)
+    )]
+    ContextDoesNotFit {
+        asked: usize,
+        fits: usize,
+        needs_bytes: u64,
+        limit_bytes: u64,
+        source_of_limit: String,
+    },
+    #[error(
+        "the model needs {} even with a context of {} tokens, but {} may be used ({source_of_limit}); \
+         choose a smaller model or quantization, close other programs, or allow more with --ram",
+        show_bytes(*needs_bytes), show_count(*ctx_tokens as u64), show_bytes(*limit_bytes)
+    )]
+    ModelDoesNotFit { needs_bytes: u64, ctx_tokens: usize, limit_bytes: u64, source_of_limit: String },
+    #[error("the run could not be added to {}: {problem}", path.display())]
+    History { path: PathBuf, problem: String },
+}

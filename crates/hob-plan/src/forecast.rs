@@ -1,0 +1,263 @@
+//! How fast a model will run: bytes over measured bandwidth. Owns the efficiency constants and how history replaces
+//! them; sizes come from `hob_model::ModelInfo` alone.
+
+use serde::Serialize;
+
+use crate::history::{Entry, LEAST_DECODE_TOKENS, LEAST_PREFILL_TOKENS, Run, Speed};
+use crate::machine::Machine;
+use crate::plan::Sizes;
+
+/// Share of the probed read bandwidth that decode reaches while it streams weights and KV. Used until a run of the same
+/// model on the same threads has been measured.
+pub const DECODE_SHARE: f64 = 0.85;
+/// Seconds a layer costs in decode beside its bytes: barriers, norms, rope.
+pub const LAYER_SECONDS: f64 = 15e-6;
+/// Half-width of the interval around an estimate, and around a single measured run.
+const ESTIMATE_SPREAD: f64 = 0.25;
+const ONE_RUN_SPREAD: f64 = 0.10;
+/// The same for prefill, which no probe bounds: formats without a fast kernel can be several times slower.
+const PREFILL_LOW: f64 = 0.4;
+const PREFILL_HIGH: f64 = 1.3;
+/// Prompt length of the first-token figure.
+pub const PROMPT_TOKENS: usize = 1024;
+
+/// 10th, 50th and 90th percentile.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Quantiles {
+    pub p10: f64,
+    pub p50: f64,
+    pub p90: f64,
+}
+
+impl Quantiles {
+    fn map(self, f: impl Fn(f64) -> f64) -> Self {
+        let (a, b, c) = (f(self.p10), f(self.p50), f(self.p90));
+        Self { p10: a.min(c), p50: b, p90: a.max(c) }
+    }
+
+    fn around(value: f64, low: f64, high: f64) -> Self {
+        Self { p10: value * low, p50: value, p90: value * high }
+    }
+
+    /// Percentiles of measured values (nearest rank); one or two values get a spread of their own. `None` for no values.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let mut v = values.to_vec();
+        v.sort_by(f64::total_cmp);
+        let at =
+            |share: f64| v.get(((v.len() as f64 * share) as usize).min(v.len().checked_sub(1)?)).copied();
+        let p50 = at(0.5)?;
+        if v.len() < 3 {
+            return Some(Self::around(p50, 1.0 - ONE_RUN_SPREAD, 1.0 + ONE_RUN_SPREAD));
+        }
+        Some(Self { p10: at(0.1)?, p50, p90: at(0.9)? })
+    }
+}
+
+/// Where a figure comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Basis {
+    /// Bandwidth and constants; no run of this model has been seen here.
+    Estimated,
+    /// Earlier runs of this very model on as many threads; `ratio` is actual speed over the estimate, in the middle.
+    Measured { runs: usize, ratio: f64 },
+}
+
+/// Percentiles of what was reached, and where they come from.
+fn measured(speeds: &[Speed]) -> Option<(Quantiles, Basis)> {
+    let actual = Quantiles::of(&speeds.iter().map(|s| s.actual).collect::<Vec<_>>())?;
+    let ratio = Quantiles::of(&speeds.iter().map(Speed::ratio).collect::<Vec<_>>())?.p50;
+    Some((actual, Basis::Measured { runs: speeds.len(), ratio }))
+}
+
+/// Expected speed of one sequence.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Tokens per second at position 0.
+    pub decode_empty: Quantiles,
+    /// Tokens per second at the last position of the context.
+    pub decode_full: Quantiles,
+    pub decode_basis: Basis,
+    /// Prompt tokens per second over [`PROMPT_TOKENS`].
+    pub prefill: Quantiles,
+    pub prefill_basis: Basis,
+    /// Seconds from a prompt of [`PROMPT_TOKENS`] to the first token, model loaded.
+    pub first_token_seconds: Quantiles,
+    pub bytes_per_token_empty: u64,
+    pub bytes_per_token_full: u64,
+    /// Context at which decode is half as fast as at position 0; `None`: not within the planned context.
+    pub half_speed_tokens: Option<usize>,
+    /// The bandwidth everything rests on.
+    pub read_gb_per_s: f64,
+    /// Whether others were busy while it was measured, so that it may be too low.
+    pub read_while_busy: bool,
+}
+
+/// Multiply-adds per second and core of the decode kernels with weights at hand, in 10^9: a floor under the time, which
+/// only machines without wide integer instructions touch.
+fn decode_gmacs_per_core(isa: &str) -> f64 {
+    match isa {
+        "avx512" => 100.0,
+        "avx2" => 40.0,
+        _ => 1.0,
+    }
+}
+
+/// Multiply-adds per second and core that the prefill kernels of an ISA reach on formats with a fast kernel,
+/// in 10^9 (research figures of a 3.66 GHz core; other clocks shift them, which is why history replaces them).
+fn prefill_gmacs_per_core(isa: &str) -> f64 {
+    match isa {
+        "avx512" => 150.0,
+        "avx2" => 60.0,
+        _ => 1.5,
+    }
+}
+
+/// Forecast for `threads` threads and a context of `ctx_tokens`.
+pub fn forecast(
+    machine: &Machine,
+    model: &dyn Sizes,
+    threads: usize,
+    ctx_tokens: usize,
+    past: Option<&Entry>,
+) -> Forecast {
+    let read = machine.read_gb_per_s(threads);
+    let decode = Decode::new(machine, model, threads, past);
+    let last = ctx_tokens.saturating_sub(1);
+    let (prefill, prefill_basis) = prefill(machine, model, threads, past);
+    let decode_empty = decode.at(model, 0);
+    let first = decode_empty.map(|t| 1.0 / t);
+    let read_prompt = prefill.map(|t| PROMPT_TOKENS as f64 / t);
+    Forecast {
+        decode_empty,
+        decode_full: decode.at(model, last),
+        decode_basis: decode.basis,
+        prefill,
+        prefill_basis,
+        first_token_seconds: Quantiles {
+            p10: read_prompt.p10 + first.p10,
+            p50: read_prompt.p50 + first.p50,
+            p90: read_prompt.p90 + first.p90,
+        },
+        bytes_per_token_empty: model.bytes_per_token(0),
+        bytes_per_token_full: model.bytes_per_token(last),
+        half_speed_tokens: half_speed(model, &decode, last),
+        read_gb_per_s: read,
+        read_while_busy: machine.probe.busy,
+    }
+}
+
+/// Seconds per token = the longer of bytes / rate and multiply-adds / rate, + overhead.
+struct Decode {
+    bytes_per_second: Quantiles,
+    macs_per_second: f64,
+    overhead: f64,
+    basis: Basis,
+}
+
+impl Decode {
+    fn new(machine: &Machine, model: &dyn Sizes, threads: usize, past: Option<&Entry>) -> Self {
+        // What was reached holds arithmetic and overhead already.
+        match past.and_then(|e| measured(&e.decode)) {
+            Some((gb, basis)) => {
+                let bytes_per_second = gb.map(|g| g * 1e9);
+                Self { bytes_per_second, macs_per_second: f64::INFINITY, overhead: 0.0, basis }
+            }
+            None => Self::estimated(machine, model, threads),
+        }
+    }
+
+    fn estimated(machine: &Machine, model: &dyn Sizes, threads: usize) -> Self {
+        let best = machine.read_gb_per_s(threads);
+        let wobble = (machine.read_low_gb_per_s(threads) / best.max(f64::MIN_POSITIVE)).clamp(0.2, 1.0);
+        let share = Quantiles::around(DECODE_SHARE, (1.0 - ESTIMATE_SPREAD) * wobble, 1.0 / DECODE_SHARE);
+        Self {
+            bytes_per_second: share.map(|s| s * best * 1e9),
+            macs_per_second: decode_gmacs_per_core(&machine.cpu.isa)
+                * 1e9
+                * threads.min(machine.cpu.cores) as f64,
+            overhead: model.layers() as f64 * LAYER_SECONDS,
+            basis: Basis::Estimated,
+        }
+    }
+
+    fn at(&self, model: &dyn Sizes, position: usize) -> Quantiles {
+        let bytes = model.bytes_per_token(position) as f64;
+        let arithmetic = model.macs_per_token(position) as f64 / self.macs_per_second;
+        self.bytes_per_second.map(|rate| {
+            let seconds = (bytes / rate).max(arithmetic) + self.overhead;
+            if seconds > 0.0 && seconds.is_finite() { 1.0 / seconds } else { 0.0 }
+        })
+    }
+}
+
+/// First position at which the median is half of that at position 0.
+fn half_speed(model: &dyn Sizes, decode: &Decode, last: usize) -> Option<usize> {
+    let half = decode.at(model, 0).p50 / 2.0;
+    if decode.at(model, last).p50 > half {
+        return None;
+    }
+    let (mut low, mut high) = (0, last);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if decode.at(model, middle).p50 <= half {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Some(low)
+}
+
+fn prefill(machine: &Machine, model: &dyn Sizes, threads: usize, past: Option<&Entry>) -> (Quantiles, Basis) {
+    let macs = mean_macs(model, 0, PROMPT_TOKENS) / 1e9;
+    let per_second = |gmacs: f64| if macs > 0.0 { gmacs / macs } else { 0.0 };
+    match past.and_then(|e| measured(&e.prefill)) {
+        Some((gmacs, basis)) => (gmacs.map(per_second), basis),
+        None => {
+            let gmacs = Quantiles::around(prefill_gmacs(machine, threads), PREFILL_LOW, PREFILL_HIGH);
+            (gmacs.map(per_second), Basis::Estimated)
+        }
+    }
+}
+
+/// 10^9 multiply-adds per second that prefill should reach.
+fn prefill_gmacs(machine: &Machine, threads: usize) -> f64 {
+    prefill_gmacs_per_core(&machine.cpu.isa) * threads.min(machine.cpu.cores) as f64
+}
+
+/// Mean multiply-adds per token over positions `from..to`; linear in the position, so the middle stands for all.
+fn mean_macs(model: &dyn Sizes, from: usize, to: usize) -> f64 {
+    model.macs_per_token(from + (to - from) / 2) as f64
+}
+
+/// What a run showed, as the engine counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Positions before the first token computed (reused prefix).
+    pub start: usize,
+    /// Prompt tokens computed.
+    pub prompt_tokens: usize,
+    pub prefill_seconds: f64,
+    /// Decode steps after the prefill.
+    pub decode_tokens: usize,
+    pub decode_seconds: f64,
+}
+
+impl Observed {
+    /// The run as history keeps it: predicted against actual. Short runs say nothing.
+    pub fn run(&self, machine: &Machine, model: &dyn Sizes, threads: usize) -> Run {
+        let prompt_end = self.start + self.prompt_tokens;
+        let decode = (self.decode_tokens >= LEAST_DECODE_TOKENS && self.decode_seconds > 0.0).then(|| {
+            let middle = prompt_end + self.decode_tokens / 2;
+            let gb = model.bytes_per_token(middle) as f64 / 1e9;
+            let predicted = Decode::estimated(machine, model, threads).at(model, middle).p50 * gb;
+            Speed { actual: gb * self.decode_tokens as f64 / self.decode_seconds, predicted }
+        });
+        let prefill = (self.prompt_tokens >= LEAST_PREFILL_TOKENS && self.prefill_seconds > 0.0).then(|| {
+            let gmacs = mean_macs(model, self.start, prompt_end) / 1e9 * self.prompt_tokens as f64;
+            Speed { actual: gmacs / self.prefill_seconds, predicted: prefill_gmacs(machine, threads) }
+        });
+        Run { decode, prefill }
+    }
+}

@@ -1,0 +1,143 @@
+//! Plans as people read them: two lines for a run, the whole table for `hob plan`. Owns wording only.
+
+use std::fmt::Write as _;
+
+use crate::forecast::{Basis, Forecast, PROMPT_TOKENS, Quantiles};
+use crate::plan::Plan;
+use crate::units::{show_bytes, show_count, show_figures};
+
+impl Plan {
+    /// Two or three lines: what goes where, what to expect, and warnings.
+    pub fn short(&self) -> String {
+        let mut out = String::new();
+        let limit = self.limit();
+        let _ = writeln!(
+            out,
+            "{}: weights {} + KV {} ({} tokens) + activations {} = {} of {limit}",
+            self.model,
+            show_bytes(self.weights_bytes),
+            show_bytes(self.kv_bytes),
+            show_count(self.context.tokens as u64),
+            show_bytes(self.total_bytes.saturating_sub(self.weights_bytes + self.kv_bytes)),
+            show_bytes(self.total_bytes),
+        );
+        let f = &self.forecast;
+        let plural = if self.threads == 1 { "" } else { "s" };
+        let _ = writeln!(
+            out,
+            "{} thread{plural} ({}), memory {} GB/s{}: expect {} tok/s ({}), prompts {} tok/s",
+            self.threads,
+            self.isa,
+            show_figures(f.read_gb_per_s),
+            if f.read_while_busy { " (measured while busy)" } else { "" },
+            interval(f.decode_empty),
+            basis(f.decode_basis),
+            interval(f.prefill),
+        );
+        for warning in &self.warnings {
+            let _ = writeln!(out, "note: {warning}");
+        }
+        out
+    }
+
+    /// Everything, by line.
+    pub fn table(&self) -> String {
+        let mut out = format!("{} on {} threads ({})\n", self.model, self.threads, self.isa);
+        out.push_str("memory\n");
+        for line in &self.memory {
+            let _ = writeln!(out, "  {:<34}{:>10}", line.name, show_bytes(line.bytes));
+        }
+        let _ = writeln!(out, "  {:<34}{:>10}", "total", show_bytes(self.total_bytes));
+        if self.mapped_bytes > 0 {
+            let _ = writeln!(
+                out,
+                "  {:<34}{:>10}",
+                "beside it, page cache of the file",
+                show_bytes(self.mapped_bytes)
+            );
+        }
+        let verdict = if self.fits { "fits" } else { "REFUSED" };
+        let _ = writeln!(out, "  {:<34}{:>10}", "limit", self.limit());
+        if let Err(refusal) = self.accept() {
+            let _ = writeln!(out, "  {verdict}: {refusal}");
+        } else {
+            let _ = writeln!(out, "  {verdict}");
+        }
+        self.context_table(&mut out);
+        speed_table(&self.forecast, self.context.tokens, &mut out);
+        for (title, lines) in [("why", &self.reasons), ("notes", &self.warnings)] {
+            if !lines.is_empty() {
+                let _ = writeln!(out, "{title}");
+            }
+            for line in lines {
+                let _ = writeln!(out, "  {line}");
+            }
+        }
+        out
+    }
+
+    fn limit(&self) -> String {
+        match self.budget.bytes {
+            Some(bytes) => format!("{} ({})", show_bytes(bytes), self.budget.source),
+            None => "an unknown amount".to_string(),
+        }
+    }
+
+    fn context_table(&self, out: &mut String) {
+        let c = &self.context;
+        let count = |n: usize| show_count(n as u64);
+        let _ = writeln!(out, "context");
+        let _ = writeln!(out, "  {:<34}{:>10}", "planned tokens", count(c.tokens));
+        let _ = writeln!(out, "  {:<34}{:>10}", "trained for", count(c.trained_tokens));
+        let _ = writeln!(out, "  {:<34}{:>10}", "fits in memory (of those)", count(c.fits_tokens));
+        if let Some(half) = self.forecast.half_speed_tokens {
+            let _ = writeln!(out, "  {:<34}{:>10}", "decode at half speed from", count(half));
+        }
+    }
+}
+
+fn speed_table(f: &Forecast, ctx_tokens: usize, out: &mut String) {
+    let _ = writeln!(out, "speed (p10 / p50 / p90)");
+    let mut row = |name: &str, q: Quantiles, unit: &str, rest: &str| {
+        let (a, b, c) = (show_figures(q.p10), show_figures(q.p50), show_figures(q.p90));
+        let _ = writeln!(out, "  {name:<26}{a:>7} {b:>7} {c:>7} {unit}{rest}");
+    };
+    let bytes = |b: u64| format!(", {} a token", show_bytes(b));
+    row("decode, empty context", f.decode_empty, "tok/s", &bytes(f.bytes_per_token_empty));
+    let full = format!("decode, {} tokens", show_count(ctx_tokens as u64));
+    row(&full, f.decode_full, "tok/s", &bytes(f.bytes_per_token_full));
+    row("prompt", f.prefill, "tok/s", "");
+    let first = format!("first token after {PROMPT_TOKENS}");
+    row(&first, f.first_token_seconds, "s", "");
+    let (decode, prompt) = (f.decode_basis, f.prefill_basis);
+    let _ = writeln!(
+        out,
+        "  decode {}{}, prompt {}{}",
+        basis(decode),
+        ratio(decode),
+        basis(prompt),
+        ratio(prompt)
+    );
+}
+
+fn basis(basis: Basis) -> String {
+    match basis {
+        Basis::Estimated => "estimated".to_string(),
+        Basis::Measured { runs: 1, .. } => "measured in 1 run".to_string(),
+        Basis::Measured { runs, .. } => format!("measured in {runs} runs"),
+    }
+}
+
+/// How far the estimate was off, where it can be told.
+fn ratio(basis: Basis) -> String {
+    match basis {
+        Basis::Estimated => String::new(),
+        Basis::Measured { ratio, .. } => format!(" ({} x the estimate)", show_figures(ratio)),
+    }
+}
+
+/// `180-260`, or one number when both ends look the same.
+fn interval(q: Quantiles) -> String {
+    let (low, high) = (show_figures(q.p10), show_figures(q.p90));
+    if low == high { low } else { format!("{low}-{high}") }
+}

@@ -1,0 +1,21 @@
+//! Q2_K: 256 weights of 2 bits; 16 sub-blocks of 16, each with a 4-bit scale and a 4-bit minimum.
+//! Bytes 0..16 scales (low nibble) and minima (high nibble), 16..80 weights, 80..82 `d`, 82..84 `dmin`.
+//! `w = d * scale * q - dmin * min`. It must not know other formats.
+
+use super::{QK, each_block, f16_at};
+
+pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
+    each_block(bytes, out, |b: &[u8; 84], w: &mut [f32; QK]| {
+        let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
+        // Sub-block s lies in bit pair (s / 2) % 4 of the 16 bytes at 32 * (s / 8) + 16 * (s % 2).
+        for (s, w) in w.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let scale = d * f32::from(b[s] & 15);
+            let min = dmin * f32::from(b[s] >> 4);
+            let shift = 2 * (s / 2 % 4);
+            let first = 16 + 32 * (s / 8) + 16 * (s % 2);
+            for (w, q) in w.iter_mut().zip(&b[first..first + 16]) {
+                *w = scale * f32::from(q >> shift & 3) - min;
+            }
+        }
+    });
+}

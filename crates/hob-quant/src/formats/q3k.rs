@@ -1,0 +1,32 @@
+//! Q3_K: 256 weights of 3 bits; 16 sub-blocks of 16, each with a signed 6-bit scale.
+//! Bytes 0..32 high bits (a *clear* bit subtracts 4), 32..96 low bit pairs, 96..108 scales, 108..110 `d`.
+//! `w = d * (scale - 32) * q`. It must not know other formats.
+
+use super::{QK, each_block, f16_at};
+
+/// The 16 scales minus 32: low nibbles stand in bytes 0..8 (scale s in byte s % 8, half s / 8), bit pairs 4 and 5 in
+/// bytes 8..12 (scale s in byte s % 4, pair s / 4).
+fn scales(packed: &[u8]) -> [f32; 16] {
+    std::array::from_fn(|s| {
+        let low = packed[s % 8] >> (4 * (s / 8)) & 15;
+        let high = packed[8 + s % 4] >> (2 * (s / 4)) & 3;
+        (i32::from(low | high << 4) - 32) as f32
+    })
+}
+
+pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
+    each_block(bytes, out, |b: &[u8; 110], w: &mut [f32; QK]| {
+        let d = f16_at(b, 108);
+        let scales = scales(&b[96..108]);
+        for (s, w) in w.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let scale = d * scales[s];
+            let shift = 2 * (s / 2 % 4);
+            let high = &b[16 * (s % 2)..][..16];
+            let low = &b[32 + 32 * (s / 8) + 16 * (s % 2)..][..16];
+            for ((w, low), high) in w.iter_mut().zip(low).zip(high) {
+                let clear = !(high >> (s / 2)) & 1;
+                *w = scale * (i32::from(low >> shift & 3) - 4 * i32::from(clear)) as f32;
+            }
+        }
+    });
+}

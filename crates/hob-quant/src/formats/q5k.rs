@@ -1,0 +1,20 @@
+//! Q5_K: 256 weights of 5 bits; 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum (packed as in Q4_K).
+//! Bytes 0..2 `d`, 2..4 `dmin`, 4..16 scales and minima, 16..48 fifth bits (sub-block s in bit s), 48..176 nibbles as
+//! in Q4_K. `w = d * scale * q - dmin * min`.
+
+use super::{QK, each_block, f16_at, q4k::scales_and_mins};
+
+pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
+    each_block(bytes, out, |b: &[u8; 176], w: &mut [f32; QK]| {
+        let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
+        let scales = scales_and_mins(&b[4..16]);
+        for (s, w) in w.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let (scale, min) = (d * f32::from(scales[s].0), dmin * f32::from(scales[s].1));
+            let shift = 4 * (s % 2);
+            let low = &b[48 + 32 * (s / 2)..][..32];
+            for ((w, low), high) in w.iter_mut().zip(low).zip(&b[16..48]) {
+                *w = scale * f32::from(low >> shift & 15 | (high >> s & 1) << 4) - min;
+            }
+        }
+    });
+}

@@ -1,0 +1,294 @@
+//! Flags as typed, before anything is looked at: one struct per command. It must not touch the machine.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use hob_plan::units::Size;
+
+/// Exit codes, shown by `hob --help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    something failed; the message says what
+  2    wrong usage
+  3    the model was not found, is not readable, or could not be fetched
+  4    it does not fit: memory, or the prompt and context
+  130  interrupted (Ctrl-C)";
+
+/// Local AI that fits the machine you own.
+///
+/// hob looks at your machine and at what you want, works out a plan that fits, says what to expect, and runs it.
+#[derive(Debug, Parser)]
+#[command(name = "hob", version, about, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer one prompt: the answer on stdout, plan and figures on stderr
+    Run(RunArgs),
+    /// Talk with a model in the terminal
+    Chat(ChatArgs),
+    /// Serve a model over HTTP (OpenAI-compatible)
+    Serve(ServeArgs),
+    /// Show this machine, and what a model would take and reach on it
+    Plan(PlanArgs),
+    /// Measure prefill and decode beside the memory limit of the same second
+    Bench(BenchArgs),
+    /// Fetch a model of the catalogue
+    Pull(PullArgs),
+    /// List models on this disk, and those that can be pulled
+    List(ListArgs),
+    /// Remove models that hob fetched
+    Rm(RmArgs),
+    /// Show what a model file holds
+    Show(ShowArgs),
+    /// Tools for people who work on hob
+    Lab(LabArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// Which model, and how it may be laid out.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// Model: a name from `hob list`, a .gguf file, or a folder with safetensors
+    #[arg(short, long, env = "HOB_MODEL", default_value = DEFAULT_MODEL)]
+    pub model: String,
+    #[command(flatten)]
+    pub layout: LayoutArgs,
+}
+
+/// Name of the model that is used when none is named.
+pub const DEFAULT_MODEL: &str = "default";
+
+/// What the user has to say about memory and cores.
+#[derive(Clone, Debug, Default, Args)]
+pub struct LayoutArgs {
+    /// Most tokens of prompt and answer together [default: what fits, up to a quarter of the memory]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
+    pub ctx: Option<usize>,
+    /// Threads to compute with [default: one per usable core]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    pub threads: Option<usize>,
+    /// Most memory to use, such as 8G, 512M or 50%
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub ram: Option<Size>,
+}
+
+/// How tokens are chosen. What is left out keeps the engine's default.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SamplingArgs {
+    /// Randomness of the choice; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temp: Option<f32>,
+    /// Choose among the K likeliest tokens only; 0 is off
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub top_k: Option<usize>,
+    /// Choose among the likeliest tokens that together reach this probability; 1 is off
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Leave out tokens less likely than this share of the likeliest; 0 is off
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Make recent tokens less likely; 1 is off
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repeat_penalty: Option<f32>,
+    /// Seed of the choices; the same seed gives the same answer
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+    /// Most tokens of one answer [default: until the model ends or the context is full]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub max_tokens: Option<usize>,
+    /// End the answer before this text (may be given several times)
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The prompt; several words are joined. Without it, and without --file, stdin is read
+    #[arg(value_name = "PROMPT")]
+    pub prompt: Vec<String>,
+    /// Add this file to the prompt (- is stdin; may be given several times)
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Vec<PathBuf>,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Send the prompt as it stands, without the model's chat template
+    #[arg(long, conflicts_with = "system")]
+    pub raw: bool,
+    /// Print the answer only
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address to listen on; anything but loopback asks for --api-key
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Key that clients must send as a bearer token
+    #[arg(long, env = "HOB_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Another host name under which clients may call (a proxy's, say; may be given several times)
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Model to plan for; without it the machine is shown
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub layout: LayoutArgs,
+    /// Measure the machine again
+    #[arg(long)]
+    pub refresh: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Model: a name from `hob list`, a .gguf file, or a folder with safetensors
+    #[arg(short, long, env = "HOB_MODEL", default_value = DEFAULT_MODEL, conflicts_with = "synth")]
+    pub model: String,
+    /// Random weights of a known shape instead of a file, such as qwen3-1.7b:q4_0 (`help` lists shapes and types)
+    #[arg(long, value_name = "SHAPE:TYPE")]
+    pub synth: Option<String>,
+    /// Thread counts, such as 1,2 [default: one per usable core]
+    #[arg(short, long, value_name = "N", value_delimiter = ',')]
+    pub threads: Vec<usize>,
+    /// Prompt tokens of a prefill sample; 0 measures no prefill
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens of a decode sample; 0 measures no decode
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
+    pub tokens: usize,
+    /// Samples of each kind
+    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    pub repeat: usize,
+    /// Positions to measure at; those beyond the context are left out
+    #[arg(short, long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,2048,8192,32768")]
+    pub depth: Vec<usize>,
+    /// Most tokens of the context [default: what the depths need]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
+    pub ctx: Option<usize>,
+    /// Longest time to fill the context up to a depth with real tokens; beyond it synthetic KV is written
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    pub fill_seconds: f64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// Name of a model of the catalogue (see `hob list`)
+    #[arg(default_value = DEFAULT_MODEL)]
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// A .gguf file, a folder with safetensors, or the name of a model on this disk
+    pub file: String,
+    /// Every tensor, and metadata in full length
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LabArgs {
+    #[command(subcommand)]
+    pub tool: LabTool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LabTool {
+    /// Compare logits and greedy continuations with recorded ones, in exact mode
+    Golden {
+        /// Folders of fixtures, or folders that hold such folders
+        #[arg(required = true, value_name = "DIR")]
+        dirs: Vec<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    pub shell: Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_a_help_line() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments().filter(|a| !a.is_positional()) {
+                assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_while_parsing() {
+        let cli = Cli::try_parse_from(["hob", "run", "--ram", "2G", "why", "is", "it"]).expect("parses");
+        let Some(Command::Run(run)) = cli.command else { panic!("run") };
+        assert_eq!(run.model.layout.ram, Some(Size::Bytes(2 << 30)));
+        assert_eq!(run.prompt, ["why", "is", "it"]);
+        assert!(Cli::try_parse_from(["hob", "run", "--ram", "many"]).is_err());
+    }
+}

@@ -1,0 +1,120 @@
+//! Exit codes: which error means which. It must not print.
+
+use hob_compute::ComputeError;
+use hob_engine::EngineError;
+use hob_hub::HubError;
+use hob_lab::bench::BenchError;
+use hob_model::ModelError;
+use hob_plan::PlanError;
+
+pub const OK: i32 = 0;
+pub const FAILED: i32 = 1;
+pub const USAGE: i32 = 2;
+pub const MODEL: i32 = 3;
+pub const DOES_NOT_FIT: i32 = 4;
+pub const INTERRUPTED: i32 = 130;
+
+/// Wrong usage that clap cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// The exit code of an error: the first cause that has one decides.
+pub fn code(error: &anyhow::Error) -> i32 {
+    error.chain().find_map(code_of).unwrap_or(FAILED)
+}
+
+fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    if cause.is::<UsageError>() {
+        return Some(USAGE);
+    }
+    if cause.is::<PlanError>() {
+        return Some(DOES_NOT_FIT);
+    }
+    if cause.is::<hob_files::FileError>() {
+        return Some(MODEL);
+    }
+    if let Some(hub) = cause.downcast_ref::<HubError>() {
+        return Some(match hub {
+            HubError::Cancelled { .. } => INTERRUPTED,
+            HubError::NoHome => FAILED,
+            _ => MODEL,
+        });
+    }
+    if let Some(model) = cause.downcast_ref::<ModelError>() {
+        return Some(code_of_model(model));
+    }
+    if let Some(bench) = cause.downcast_ref::<BenchError>() {
+        return Some(match bench {
+            BenchError::Config { .. } | BenchError::NoDepth { .. } => USAGE,
+            BenchError::Model(model) => code_of_model(model),
+            BenchError::Compute(compute) => code_of_compute(compute),
+        });
+    }
+    match cause.downcast_ref::<EngineError>()? {
+        EngineError::PromptTooLong { .. } => Some(DOES_NOT_FIT),
+        EngineError::Field { .. } | EngineError::EmptyPrompt => Some(USAGE),
+        // A vocabulary or template that hob cannot use.
+        EngineError::Text(_) => Some(MODEL),
+        EngineError::Model(model) => Some(code_of_model(model)),
+        EngineError::Compute(compute) => Some(code_of_compute(compute)),
+        _ => None,
+    }
+}
+
+fn code_of_compute(error: &ComputeError) -> i32 {
+    if matches!(error, ComputeError::Memory { .. }) { DOES_NOT_FIT } else { FAILED }
+}
+
+fn code_of_model(error: &ModelError) -> i32 {
+    match error {
+        ModelError::ContextOverflow { .. } => DOES_NOT_FIT,
+        ModelError::Compute(compute) => code_of_compute(compute),
+        ModelError::File(_)
+        | ModelError::UnknownArchitecture { .. }
+        | ModelError::Config { .. }
+        | ModelError::MissingTensor { .. }
+        | ModelError::TensorShape { .. }
+        | ModelError::TensorFormat { .. }
+        | ModelError::Tensor { .. } => MODEL,
+        _ => FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, Error};
+
+    #[test]
+    fn every_kind_of_failure_has_its_code() {
+        let no_memory = || ComputeError::Memory { what: "KV".into(), bytes: 1 };
+        let no_model = HubError::NotInstalled { name: "x".into() };
+        let long = EngineError::PromptTooLong { prompt_tokens: 2, ctx_tokens: 1 };
+        let field = EngineError::Field { field: "top_p", expected: "1".into(), found: "2".into() };
+        let full = PlanError::ContextBeyondTraining { asked: 2, trained: 1 };
+        let depth = BenchError::NoDepth { depths: vec![1], ctx_tokens: 1, needed: 1 };
+        for (error, want) in [
+            (Error::from(UsageError("x".into())), USAGE),
+            (Error::from(no_model), MODEL),
+            (Error::from(HubError::NoHome), FAILED),
+            (Error::from(HubError::Cancelled { name: "x".into(), kept_bytes: 0 }), INTERRUPTED),
+            (Error::from(full), DOES_NOT_FIT),
+            (Error::from(long), DOES_NOT_FIT),
+            (Error::from(field), USAGE),
+            (Error::from(EngineError::from(ModelError::from(no_memory()))), DOES_NOT_FIT),
+            (Error::from(EngineError::from(no_memory())), DOES_NOT_FIT),
+            (Error::from(BenchError::from(ModelError::from(no_memory()))), DOES_NOT_FIT),
+            (Error::from(depth), USAGE),
+            (Error::from(std::io::Error::other("x")), FAILED),
+        ] {
+            let text = format!("{error:#}");
+            assert_eq!(code(&error), want, "{text}");
+            assert_eq!(
+                code(&Err::<(), _>(error).context("while testing").expect_err("an error")),
+                want,
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `hob plan`, and `hob` without arguments: this machine, and what a model would take and reach on it.
+
+use anyhow::Result;
+use hob_hub::Resolved;
+use hob_plan::{Machine, Wish};
+
+use crate::args::{DEFAULT_MODEL, PlanArgs};
+use crate::exit;
+use crate::house::{House, wish};
+use crate::term;
+
+/// Prints the machine and, for a model, its plan. A plan that does not fit is shown too, and is exit code 4.
+pub fn plan(house: &House, args: &PlanArgs) -> Result<i32> {
+    let opened = args.model.as_deref().map(|m| house.open(m, false)).transpose()?;
+    let machine = if args.refresh {
+        term::note("measuring this machine's memory bandwidth");
+        Machine::refreshed(house.home())
+    } else {
+        house.machine()
+    };
+    let plan = opened.map(|o| house.plan(&machine, &o, &wish(&args.layout))).transpose()?;
+    if args.json {
+        let all = serde_json::json!({ "machine": machine, "plan": plan });
+        term::print(&format!("{all:#}\n"))?;
+    } else {
+        let mut out = format!("machine\n{}", machine.table());
+        match &plan {
+            Some(plan) => out.push_str(&plan.table()),
+            None => {
+                out.push_str(
+                    "What a model would take and reach here: hob plan MODEL (hob list shows names)\n",
+                );
+                out.push_str(&machine.notes.iter().map(|n| format!("note: {n}\n")).collect::<String>());
+            }
+        }
+        term::print(&out)?;
+    }
+    match plan.map(|p| p.accept().map(|_| ())) {
+        Some(Err(refusal)) => {
+            term::error(&refusal.to_string());
+            Ok(exit::DOES_NOT_FIT)
+        }
+        _ => Ok(exit::OK),
+    }
+}
+
+/// The machine in one line, the default model's plan if it is here, and what to type next.
+pub fn welcome(house: &House) -> Result<i32> {
+    let machine = house.machine();
+    let mut out = format!("{machine}\n");
+    let here = match house.hub.resolve(DEFAULT_MODEL)? {
+        Resolved::Local(_) => true,
+        Resolved::Download(entry) => {
+            let size = hob_plan::units::show_bytes(entry.bytes());
+            out.push_str(&format!(
+                "the default model, {}, is not here yet: the first run fetches it ({size})\n",
+                entry.name
+            ));
+            false
+        }
+    };
+    if here {
+        let opened = house.open(DEFAULT_MODEL, false)?;
+        out.push_str(&house.plan(&machine, &opened, &Wish::default())?.short());
+    }
+    out.push_str(NEXT);
+    term::print(&out)?;
+    Ok(exit::OK)
+}
+
+const NEXT: &str = "
+What to type next
+  hob run \"Why is the sky blue?\"     one answer
+  hob chat                           a conversation
+  hob list                           models here, and those that can be pulled
+  hob plan MODEL                     what a model takes and reaches on this machine
+  hob help                           everything else
+";

@@ -1,0 +1,50 @@
+//! `hob serve`: a model over HTTP until Ctrl-C or SIGTERM.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hob_serve::{ServeOptions, Server};
+
+use crate::args::ServeArgs;
+use crate::exit;
+use crate::house::{House, wish};
+use crate::reply;
+use crate::term;
+
+/// How often the flag of the signal handler is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+pub fn serve(house: &House, args: &ServeArgs) -> Result<i32> {
+    let loaded = house.load(&args.model.model, &wish(&args.model.layout), false)?;
+    let options = ServeOptions {
+        addr: SocketAddr::new(args.host, args.port),
+        api_key: args.api_key.clone(),
+        model_name: loaded.plan.model.clone(),
+        hosts: args.allow_host.clone(),
+        sampling: reply::sampling(&args.sampling),
+        max_tokens: args.sampling.max_tokens.unwrap_or(usize::MAX),
+        ..ServeOptions::default()
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the threads of the server")?;
+    let graceful = house.interrupt.graceful();
+    let flag = graceful.flag();
+    runtime.block_on(async {
+        let server = Server::bind(loaded.engine, options).await?;
+        term::note(&format!("serving at http://{}/v1 (Ctrl-C stops)", server.local_addr()));
+        server
+            .run(async move {
+                while !flag.load(Ordering::Relaxed) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            })
+            .await
+    })?;
+    term::note("stopped");
+    Ok(exit::OK)
+}
