@@ -1,4 +1,4 @@
-//! Exit codes: which error means which. It must not print.
+//! Errors at the end of their way: which exit code one means, and its message in one piece. It must not print.
 
 use hob_compute::ComputeError;
 use hob_engine::EngineError;
@@ -22,6 +22,18 @@ pub struct UsageError(pub String);
 /// The exit code of an error: the first cause that has one decides.
 pub fn code(error: &anyhow::Error) -> i32 {
     error.chain().find_map(code_of).unwrap_or(FAILED)
+}
+
+/// The message of an error and of its causes, each said once: many messages already quote their cause.
+pub fn message(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match () {
+            () if text.is_empty() => cause,
+            () if text.contains(&cause) => text,
+            () => format!("{text}: {cause}"),
+        }
+    })
 }
 
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
@@ -85,6 +97,15 @@ fn code_of_model(error: &ModelError) -> i32 {
 mod tests {
     use super::*;
     use anyhow::{Context, Error};
+
+    #[test]
+    fn a_cause_that_the_message_quotes_is_not_said_twice() {
+        let cause = std::io::Error::other("the file is cut short");
+        let quoting = Error::from(cause).context("/tmp/x.gguf: the file is cut short");
+        assert_eq!(message(&quoting), "/tmp/x.gguf: the file is cut short");
+        let other = Error::from(std::io::Error::other("no space")).context("while writing");
+        assert_eq!(message(&other), "while writing: no space");
+    }
 
     #[test]
     fn every_kind_of_failure_has_its_code() {

@@ -30,7 +30,7 @@ fn main() {
     let cli = Cli::parse();
     let code = dispatch(cli, started).unwrap_or_else(|problem| {
         let code = exit::code(&problem);
-        term::error(&format!("{problem:#}"));
+        term::error(&exit::message(&problem));
         code
     });
     std::process::exit(code);

@@ -139,6 +139,22 @@ unsafe fn dots<const F: u8, const N: usize, const H: usize>(
             }
             return sum;
         }
+        if (N, H) == (1, 2) {
+            let s = super::nibbles::one(codes, x);
+            for h in 0..H {
+                sum[0][h] = _mm256_madd_epi16(s[h], ones);
+            }
+            return sum;
+        }
+        if (N, H) == (2, 2) {
+            let s = super::nibbles::two(codes, x);
+            for n in 0..N {
+                for h in 0..H {
+                    sum[n][h] = _mm256_madd_epi16(s[n][h], ones);
+                }
+            }
+            return sum;
+        }
         let mask = _mm256_set1_epi8(15);
         for c in 0..4 {
             for h in 0..H {

@@ -4,6 +4,7 @@
 pub mod few;
 pub mod float;
 pub mod gemm;
+mod nibbles;
 
 use std::arch::x86_64::*;
 
