@@ -130,7 +130,7 @@ fn int8_formats_equal_their_specification_bit_for_bit() {
     for isa in isas() {
         for format in [Format::Q4_0, Format::Q4_1, Format::Q8_0] {
             for (rows, cols) in
-                [(1, 32), (7, 64), (8, 96), (16, 32), (17, 160), (33, 576), (64, 2080), (200, 96)]
+                [(1, 32), (7, 64), (8, 96), (16, 32), (17, 160), (33, 576), (64, 2080), (200, 96), (2100, 64)]
             {
                 for n in [1, 2, 3, 4, 5, 8, 9, 13, 33] {
                     check(&Case { format, rows, cols, n, exact: false, threads: 1 + n % 3 }, isa);
@@ -169,7 +169,13 @@ fn exact_mode_and_formats_without_a_kernel_multiply_decoded_rows() {
 /// Gate, bias and residual forms on every ISA, against the same formulas in scalar code.
 #[test]
 fn combinations_equal_their_formulas() {
-    let (rows, cols, n) = (40, 96, 11);
+    combinations(40, 11);
+    // Few activation rows and many outputs: units of several groups.
+    combinations(1300, 2);
+}
+
+fn combinations(rows: usize, n: usize) {
+    let cols = 96;
     let mut rng = Rng::new(11);
     let formats = [Format::Q4_1, Format::Q8_0];
     let bytes: Vec<Vec<u8>> = formats.iter().map(|&f| random_rows(&mut rng, f, rows, cols)).collect();

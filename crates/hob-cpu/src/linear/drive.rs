@@ -65,7 +65,7 @@ pub(super) fn run(pool: &Pool, isa: Isa, job: Job) {
     let int8 = products.iter().any(|p| p.matrix.kind() != Kind::Float);
     let source = Source { x, stride: x_stride, rows, cols, first_row };
     let packed = int8.then(|| cache.derive(pool, isa, source));
-    let height = if isa == Isa::Avx512 && rows > FEW { 32 } else { 16 };
+    let height = height(isa, rows, products.iter().map(|p| p.matrix.rows()).sum::<usize>(), pool.threads());
     let ctx = Ctx { isa, rows, height, packed, x: Rows { x, stride: x_stride, rows }, combine };
     let mut list: [Option<Product>; MAX_PRODUCTS] = [None; MAX_PRODUCTS];
     let mut units = 0;
@@ -91,6 +91,15 @@ pub(super) fn run(pool: &Pool, isa: Isa, job: Job) {
             shares.each(thread, |range| range.for_each(|u| ctx.unit(&list, u, work)))
         });
     });
+}
+
+/// Weight rows per unit. Few activation rows: enough units to share out, otherwise long stretches of one stream.
+fn height(isa: Isa, rows: usize, outputs: usize, threads: usize) -> usize {
+    match (rows > FEW, isa) {
+        (true, Isa::Avx512) => 32,
+        (true, _) => LANES,
+        (false, _) => (outputs / (threads * 16)).clamp(LANES, 8 * LANES) / LANES * LANES,
+    }
 }
 
 impl Ctx<'_> {
@@ -165,26 +174,30 @@ impl Ctx<'_> {
     #[cfg(target_arch = "x86_64")]
     fn avx2(&self, at: Rowed, acts: Packed, y: &mut [f32], work: &mut Work) {
         use super::avx2::{Q4_0, Q4_1, Q8_0, few, gemm};
-        let Rowed { matrix, row, next, .. } = at;
-        let group = matrix.group(row / LANES);
-        // SAFETY: the matrix was interleaved because AVX2 was detected; group and tiles cover the same K, and `y` holds
-        // `rows` rows of 16.
+        let Rowed { matrix, row, height, next } = at;
+        let groups = row / LANES..(row + height).div_ceil(LANES);
+        // SAFETY: the matrix was interleaved because AVX2 was detected; groups and tiles cover the same K, and `y` holds
+        // `rows` rows of whole groups.
         unsafe {
             if self.rows > FEW {
                 let scratch = work.avx2.get_or_insert_with(gemm::Scratch::new);
+                let group = matrix.group(groups.start);
                 return match matrix.format() {
                     Format::Q4_0 => gemm::unit::<Q4_0>(group, acts, scratch, y),
                     Format::Q4_1 => gemm::unit::<Q4_1>(group, acts, scratch, y),
                     _ => gemm::unit::<Q8_0>(group, acts, scratch, y),
                 };
             }
-            let stream = few::Stream { group, next };
-            for tile in acts.tiles() {
-                let y = &mut y[tile.row * self.height..];
-                match matrix.format() {
-                    Format::Q4_0 => few::group::<Q4_0>(stream, tile, y, self.height),
-                    Format::Q4_1 => few::group::<Q4_1>(stream, tile, y, self.height),
-                    _ => few::group::<Q8_0>(stream, tile, y, self.height),
+            for (i, g) in groups.clone().enumerate() {
+                let next = if g + 1 < groups.end { matrix.group_at((g + 1) * LANES) } else { next };
+                let stream = few::Stream { group: matrix.group(g), next };
+                for tile in acts.tiles() {
+                    let y = &mut y[tile.row * self.height + i * LANES..];
+                    match matrix.format() {
+                        Format::Q4_0 => few::group::<Q4_0>(stream, tile, y, self.height),
+                        Format::Q4_1 => few::group::<Q4_1>(stream, tile, y, self.height),
+                        _ => few::group::<Q8_0>(stream, tile, y, self.height),
+                    }
                 }
             }
         }
@@ -192,16 +205,16 @@ impl Ctx<'_> {
 
     #[cfg(target_arch = "x86_64")]
     fn avx512(&self, at: Rowed, acts: Packed, y: &mut [f32], work: &mut Work) {
-        let Rowed { matrix, row, .. } = at;
         use super::avx2::{Q4_0, Q4_1, Q8_0};
         use super::avx512::{few, gemm};
-        let first = row / LANES;
+        let Rowed { matrix, row, height, .. } = at;
+        let groups = row / LANES..(row + height).div_ceil(LANES);
         // SAFETY: the matrix was packed for 16 lanes because AVX-512 was detected; groups and tiles cover the same K,
-        // and `y` holds `rows` rows of the unit's height.
+        // and `y` holds `rows` rows of whole groups.
         unsafe {
             if self.rows > FEW {
-                let second = if row + LANES < matrix.rows() { matrix.group(first + 1) } else { &[] };
-                let groups = [matrix.group(first), second];
+                let second = if groups.len() > 1 { matrix.group(groups.start + 1) } else { &[] };
+                let groups = [matrix.group(groups.start), second];
                 let scratch = work.avx512.get_or_insert_with(gemm::Scratch::new);
                 return match matrix.format() {
                     Format::Q4_0 => gemm::unit::<Q4_0>(groups, acts, scratch, y),
@@ -209,13 +222,15 @@ impl Ctx<'_> {
                     _ => gemm::unit::<Q8_0>(groups, acts, scratch, y),
                 };
             }
-            for tile in acts.tiles() {
-                let y = &mut y[tile.row * self.height..];
-                let group = matrix.group(first);
-                match matrix.format() {
-                    Format::Q4_0 => few::group::<Q4_0>(group, tile, y, self.height),
-                    Format::Q4_1 => few::group::<Q4_1>(group, tile, y, self.height),
-                    _ => few::group::<Q8_0>(group, tile, y, self.height),
+            for (i, g) in groups.enumerate() {
+                let group = matrix.group(g);
+                for tile in acts.tiles() {
+                    let y = &mut y[tile.row * self.height + i * LANES..];
+                    match matrix.format() {
+                        Format::Q4_0 => few::group::<Q4_0>(group, tile, y, self.height),
+                        Format::Q4_1 => few::group::<Q4_1>(group, tile, y, self.height),
+                        _ => few::group::<Q8_0>(group, tile, y, self.height),
+                    }
                 }
             }
         }
