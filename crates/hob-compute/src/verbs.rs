@@ -138,7 +138,7 @@ pub struct Attend<'a> {
 /// Elementwise work on whole rows.
 #[derive(Copy, Clone, Debug)]
 pub enum Map {
-    /// `out[r] = x[rows[r]]` is `Gather`; this is `out = a + b`.
+    /// `out = a + b`
     Add { a: Buf, b: Buf, out: Buf, rows: usize },
     /// `out = a * factor`
     Scale { a: Buf, factor: f32, out: Buf, rows: usize },

@@ -4,15 +4,7 @@ use std::arch::x86_64::*;
 
 use hob_compute::math;
 
-/// The fixed tree over 16 lanes held in two registers.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tree(low: __m256, high: __m256) -> f32 {
-    let v = _mm256_add_ps(low, high);
-    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-    _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps::<1>(v, v)))
-}
+use crate::verb::lanes::tree16;
 
 /// Finishes a dot whose whole 16-lane steps are in two registers: the tail goes to lanes 0.. as in the specification.
 #[inline]
@@ -20,7 +12,7 @@ unsafe fn tree(low: __m256, high: __m256) -> f32 {
 unsafe fn finish(low: __m256, high: __m256, tail: impl Iterator<Item = (f32, f32)>, has_tail: bool) -> f32 {
     if !has_tail {
         // SAFETY: same target features.
-        return unsafe { tree(low, high) };
+        return unsafe { tree16(low, high) };
     }
     let mut lanes = [0f32; 16];
     // SAFETY: 16 floats.

@@ -8,8 +8,10 @@ mod nibbles;
 
 use std::arch::x86_64::*;
 
+use hob_compute::Activation;
 use hob_compute::act::BLOCK;
-use hob_compute::{Activation, math};
+
+use crate::verb::lanes::exp8;
 
 /// Formats as const parameters of the kernels.
 pub const Q4_0: u8 = 0;
@@ -58,34 +60,11 @@ pub unsafe fn quantize_block(x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (f32,
     }
 }
 
-/// `math::exp` on 8 lanes, the same operations.
-///
-/// # Safety
-/// Needs AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-pub unsafe fn exp(x: __m256) -> __m256 {
-    let under = _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(math::EXP_LOW));
-    // `f32::min` gives the other operand for NaN, as vminps does for a NaN first operand.
-    let x = _mm256_min_ps(x, _mm256_set1_ps(math::EXP_HIGH));
-    let n =
-        _mm256_floor_ps(_mm256_fmadd_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E), _mm256_set1_ps(0.5)));
-    let r = _mm256_fmadd_ps(n, _mm256_set1_ps(-math::LN2_HIGH), x);
-    let r = _mm256_fmadd_ps(n, _mm256_set1_ps(-math::LN2_LOW), r);
-    let mut p = _mm256_set1_ps(math::EXP_POLY[0]);
-    for c in &math::EXP_POLY[1..] {
-        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
-    }
-    let y = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0));
-    let scale = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
-    _mm256_andnot_ps(under, _mm256_mul_ps(y, _mm256_castsi256_ps(scale)))
-}
-
 /// `out = activation(gate) * up`.
 ///
 /// # Safety
-/// Needs AVX2 and FMA; the slices have one length, a multiple of 8.
-#[target_feature(enable = "avx2,fma")]
+/// Needs AVX2, FMA and F16C; the slices have one length, a multiple of 8.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     let one = _mm256_set1_ps(1.0);
     for i in (0..out.len()).step_by(8) {
@@ -100,7 +79,7 @@ pub unsafe fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [
                     _mm256_mul_ps(_mm256_set1_ps(-1.595_769_2), _mm256_mul_ps(g, c))
                 }
             };
-            let a = _mm256_div_ps(g, _mm256_add_ps(one, exp(t)));
+            let a = _mm256_div_ps(g, _mm256_add_ps(one, exp8(t)));
             _mm256_storeu_ps(out.as_mut_ptr().add(i), _mm256_mul_ps(u, a));
         }
     }
