@@ -11,10 +11,7 @@ use hob_model::Layout;
 
 /// Prompt and 24 greedy tokens. Prompts whose leading candidates come within rounding of each other are left out.
 const CONTINUATIONS: [(&str, &str); 2] = [
-    (
-        "Water boils at",
-        " 100°C, which is a perfect Celsius.\n\nThe ratio of the heat released to the heat",
-    ),
+    ("Water boils at", " 100°C, which is a perfect Celsius.\n\nThe ratio of the heat released to the heat"),
     (
         "The first president of the United States was",
         " John F. Kennedy. He was a former American astronaut who became a leading advocate for human space \
@@ -45,8 +42,9 @@ fn smollm2_continues_as_in_llama_cpp() {
                 ..Request::new(Prompt::text(prompt))
             };
             let mut streamed = String::new();
-            let outcome =
-                engine.generate(&mut session, &request, &Cancel::new(), &mut |t| streamed.push_str(t)).unwrap();
+            let outcome = engine
+                .generate(&mut session, &request, &Cancel::new(), &mut |t| streamed.push_str(t))
+                .unwrap();
             assert_eq!(outcome.text, want, "{prompt} on {threads} threads");
             assert_eq!(streamed, want);
             assert_eq!(outcome.finish, Finish::Length);
