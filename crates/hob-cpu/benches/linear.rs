@@ -1,7 +1,7 @@
-//! Product kernels next to the read limit of the same second: `cargo bench -p hob-cpu --bench linear [-- threads]`.
+//! Product kernels by format, shape and rows: `cargo bench -p hob-cpu --bench linear [-- threads]`.
 //!
-//! Decode rows print GB/s of weight bytes and the percentage of the pure read measured right before; prefill prints
-//! GMAC/s. Compare figures of one run only: shared machines drift.
+//! Prints GB/s of weight bytes and GMAC/s, best of 7. Compare figures of one run only: shared machines drift; `hob bench`
+//! has the read limit beside each sample.
 
 use std::time::Instant;
 

@@ -7,6 +7,7 @@ use hob_cpu::arena::Arena;
 use hob_cpu::linear::{ActCache, Job, LoadCtx, Matrix, ProductJob, run};
 use hob_cpu::pool::Pool;
 use hob_quant::Format;
+use hob_testkit::guard::{Edge, GuardedBuf};
 use hob_testkit::rng::Rng;
 
 struct Bytes(Vec<u8>);
@@ -105,18 +106,20 @@ fn check(case: &Case, isa: Isa) {
     let arena = Arena::new();
     let ctx = LoadCtx { isa, exact, pool: &pool, arena: &arena };
     let matrix = Matrix::load(&spec(format, rows, cols), &Bytes(bytes.clone()), &ctx).unwrap();
-    let mut out = vec![0f32; n * rows];
-    let mut cache = ActCache::default();
+    // Input and output end at a guard page: a load or store past them is a fault.
+    let guarded = GuardedBuf::from_f32(&x, Edge::End);
+    let mut out = GuardedBuf::new(n * rows * 4, Edge::End);
     let job = Job {
-        x: &x,
+        x: guarded.as_f32(),
         x_stride: cols,
         rows: n,
-        cache: &mut cache,
+        cache: &mut ActCache::default(),
         first_row: 0,
-        products: &mut [ProductJob { matrix: &matrix, bias: None, out: &mut out }],
+        products: &mut [ProductJob { matrix: &matrix, bias: None, out: out.as_mut_f32() }],
         combine: Combine::Store,
     };
     run(&pool, isa, job).unwrap();
+    let out = out.as_f32();
     for r in 0..n {
         let want = expected(format, exact, &bytes, cols, &x[r * cols..(r + 1) * cols]);
         for (i, (got, want)) in out[r * rows..(r + 1) * rows].iter().zip(&want).enumerate() {

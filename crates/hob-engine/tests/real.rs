@@ -9,7 +9,8 @@ use hob_engine::{Cancel, Engine, Finish, Prompt, Request, Runtime, RuntimeConfig
 use hob_files::ModelFile;
 use hob_model::Layout;
 
-/// Prompt and 24 greedy tokens. Prompts whose leading candidates come within rounding of each other are left out.
+/// Prompt and 24 greedy tokens. A third prompt tried, "The capital of France is", parts from llama.cpp at the sixth token:
+/// there hob's leading candidates differ by 0.03 with int8 activations and by 0.22, in the same order, with exact ones.
 const CONTINUATIONS: [(&str, &str); 2] = [
     ("Water boils at", " 100°C, which is a perfect Celsius.\n\nThe ratio of the heat released to the heat"),
     (

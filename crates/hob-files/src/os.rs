@@ -5,7 +5,7 @@
 //! mapped, touching the lost part raises SIGBUS; if it rewrites the file, already checked bytes may change. Parsers
 //! therefore copy what they keep out of the mapping, weights go through positioned reads (which fail with an error
 //! instead), and hob's own writers never change a file in place (`store` renames).
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "mapping and system calls; every other module is denied it")]
 
 use std::fs::File;
 use std::io;
@@ -89,8 +89,7 @@ pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     }
     // SAFETY: all-zero bytes are a valid statvfs, and the call above has filled it.
     let stat = unsafe { stat.assume_init() };
-    // The field types differ between platforms.
-    #[allow(clippy::unnecessary_cast)]
+    #[allow(clippy::unnecessary_cast, reason = "the field types differ between platforms")]
     Ok((stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64))
 }
 
