@@ -132,6 +132,12 @@ pub struct Attend<'a> {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub scale: f32,
+    /// Positions a row sees, its own included: `p - window + 1 ..= p`. `None` is all of them.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)` after the scale.
+    pub softcap: Option<f32>,
+    /// `[1, heads]` logits that join the softmax's sum without a value (gpt-oss).
+    pub sinks: Option<Weight>,
     pub seqs: &'a [SeqRows<'a>],
 }
 

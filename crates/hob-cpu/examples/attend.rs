@@ -77,7 +77,18 @@ fn measure(dev: &mut Cpu, shape: &Shape, positions: usize, rows: usize) -> Resul
     let (q, out) = (dev.alloc(rows, heads * head_dim)?, dev.alloc(rows, heads * head_dim)?);
     dev.upload(q, 0, &vec![0.25; rows * heads * head_dim])?;
     let seqs = [SeqRows { row: 0, rows, position: positions - rows, pages: &pages }];
-    let args = Attend { q, out, heads, kv_heads, head_dim, scale: 0.1, seqs: &seqs };
+    let args = Attend {
+        q,
+        out,
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 0.1,
+        window: None,
+        softcap: None,
+        sinks: None,
+        seqs: &seqs,
+    };
     let seconds = best(if rows == 1 { 50 } else { 7 }, || dev.attend(&args))?;
     dev.free(q)?;
     dev.free(out)?;

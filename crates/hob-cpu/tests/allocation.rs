@@ -82,7 +82,19 @@ impl Step {
         let seqs = [SeqRows { row: 0, rows: 1, position, pages: &self.pages }];
         dev.append_kv(&AppendKv { k, v, seqs: &seqs }).unwrap();
         let (heads, kv_heads, head_dim) = (3, 3, 64);
-        dev.attend(&Attend { q, out: h, heads, kv_heads, head_dim, scale: 0.125, seqs: &seqs }).unwrap();
+        dev.attend(&Attend {
+            q,
+            out: h,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 0.125,
+            window: None,
+            softcap: None,
+            sinks: None,
+            seqs: &seqs,
+        })
+        .unwrap();
         dev.linear(&Linear {
             x: h,
             first_row: 0,

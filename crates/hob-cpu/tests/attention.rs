@@ -86,7 +86,19 @@ impl World {
         let q = buffer(dev, heads * head_dim, &data);
         let out = dev.alloc(data.len() / (heads * head_dim), heads * head_dim).unwrap();
         let scale = 1.0 / (head_dim as f32).sqrt();
-        dev.attend(&Attend { q, out, heads, kv_heads, head_dim, scale, seqs: &self.seqs(runs) }).unwrap();
+        dev.attend(&Attend {
+            q,
+            out,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            window: None,
+            softcap: None,
+            sinks: None,
+            seqs: &self.seqs(runs),
+        })
+        .unwrap();
         let found = contents(dev, out, data.len());
         dev.free(q).unwrap();
         dev.free(out).unwrap();

@@ -86,7 +86,18 @@ fn freed_pages() {
         let (q, out) = (random(dev, 1, 1, 4), dev.alloc(1, 4).unwrap());
         let seqs = [SeqRows { row: 0, rows: 1, position: 0, pages: &[page] }];
         stale(dev.append_kv(&AppendKv { k: q, v: q, seqs: &seqs }));
-        stale(dev.attend(&Attend { q, out, heads: 1, kv_heads: 1, head_dim: 4, scale: 1.0, seqs: &seqs }));
+        stale(dev.attend(&Attend {
+            q,
+            out,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 4,
+            scale: 1.0,
+            window: None,
+            softcap: None,
+            sinks: None,
+            seqs: &seqs,
+        }));
     });
 }
 
@@ -251,7 +262,21 @@ fn sequences_that_do_not_fit() {
         let mut both = |seqs: &[SeqRows], mentions: &str| {
             shape(dev.append_kv(&AppendKv { k: x, v: x, seqs }), mentions);
             let (heads, kv_heads, head_dim, scale) = (1, 1, 8, 1.0);
-            shape(dev.attend(&Attend { q: x, out, heads, kv_heads, head_dim, scale, seqs }), mentions);
+            shape(
+                dev.attend(&Attend {
+                    q: x,
+                    out,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    scale,
+                    window: None,
+                    softcap: None,
+                    sinks: None,
+                    seqs,
+                }),
+                mentions,
+            );
         };
         let seq = |row, rows, position| SeqRows { row, rows, position, pages: &pages };
         both(&[seq(0, 1, 512)], "513 positions");
@@ -265,9 +290,31 @@ fn sequences_that_do_not_fit() {
         let mixed = [page(0), Page { pool: other, index: 0 }];
         both(&[SeqRows { pages: &mixed, ..seq(0, 1, 256) }], "kv_heads: 2");
         let seqs = [seq(0, 1, 0)];
-        let attend = Attend { q: x, out, heads: 1, kv_heads: 1, head_dim: 8, scale: 1.0, seqs: &seqs };
+        let attend = Attend {
+            q: x,
+            out,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            scale: 1.0,
+            window: None,
+            softcap: None,
+            sinks: None,
+            seqs: &seqs,
+        };
         shape(dev.attend(&Attend { out: x, ..attend }), "other than q");
-        let attend = Attend { q: x, out, heads: 3, kv_heads: 2, head_dim: 8, scale: 1.0, seqs: &seqs };
+        let attend = Attend {
+            q: x,
+            out,
+            heads: 3,
+            kv_heads: 2,
+            head_dim: 8,
+            scale: 1.0,
+            window: None,
+            softcap: None,
+            sinks: None,
+            seqs: &seqs,
+        };
         shape(dev.attend(&attend), "whole groups");
         shape(dev.attend(&Attend { heads: 2, kv_heads: 1, ..attend }), "width 16");
         shape(dev.copy_page(page(0), page(1), 257), "at most 256");

@@ -57,7 +57,18 @@ impl Gqa {
         let [q, k, v, out] = [self.q, self.k, self.v, self.mixed].map(|b| step.buf(b));
         let (seqs, scale) = (step.seqs, 1.0 / (head_dim as f32).sqrt());
         step.dev.append_kv(&AppendKv { k, v, seqs })?;
-        step.dev.attend(&Attend { q, out, heads, kv_heads, head_dim, scale, seqs })?;
+        step.dev.attend(&Attend {
+            q,
+            out,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            window: None,
+            softcap: None,
+            sinks: None,
+            seqs,
+        })?;
         step.linear(self.mixed, [(&self.wo, residual)], Combine::Add)
     }
 }
