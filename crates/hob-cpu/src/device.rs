@@ -162,7 +162,7 @@ impl Cpu {
         Ok(Cpu {
             info: DeviceInfo { kind: "cpu", isa: isa.name(), threads, exact: config.exact },
             isa,
-            pool: Pool::new(threads, config.pin),
+            pool: Pool::adaptive(threads, config.pin),
             arena: Arena::new(),
             buffers: Slots::new(device),
             weights: Slots::new(device),
