@@ -24,6 +24,11 @@ pub enum BenchError {
     Compute(#[from] hob_compute::ComputeError),
 }
 
+/// Steps of a sample that checks several rows at once.
+const CHECK_STEPS: usize = 8;
+/// Most rows of such a step.
+const MOST_ROWS: usize = 64;
+
 /// What to measure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BenchConfig {
@@ -33,6 +38,8 @@ pub struct BenchConfig {
     pub prompt: usize,
     /// Steps of a decode sample; 0: none.
     pub tokens: usize,
+    /// Rows of a step that checks several tokens of one sequence at once, as speculation does; one test for each.
+    pub rows: Vec<usize>,
     /// Samples of each kind.
     pub repeat: usize,
     /// Positions to start at.
@@ -50,7 +57,8 @@ impl BenchConfig {
 
     /// Positions a sample takes.
     fn room(&self) -> usize {
-        self.prompt.max(self.tokens)
+        let checked = self.rows.iter().map(|r| r.saturating_mul(CHECK_STEPS)).max().unwrap_or(0);
+        self.prompt.max(self.tokens).max(checked)
     }
 
     /// Depths that fit, ascending.
@@ -73,6 +81,9 @@ impl BenchConfig {
         }
         if self.room() == 0 {
             return wrong("prompt and tokens", "at least one above 0", "0 and 0".into());
+        }
+        if self.rows.iter().any(|r| !(1..=MOST_ROWS).contains(r)) {
+            return wrong("rows", "counts of 1 to 64", format!("{:?}", self.rows));
         }
         if self.repeat == 0 {
             return wrong("repeat", "at least 1", "0".into());
@@ -114,7 +125,8 @@ pub fn run(config: &BenchConfig, subject: &Subject<'_>, watch: &mut dyn Watch) -
     report.left_out = config.depths.iter().copied().filter(|d| !config.usable_depths().contains(d)).collect();
     for &threads in &config.threads {
         watch.phase(&format!("loading {} for {threads} threads", subject.name));
-        let layout = Layout { threads, ..Layout::new(config.ctx_tokens) };
+        let logit_rows = config.rows.iter().copied().max().unwrap_or(1);
+        let layout = Layout { threads, logit_rows, ..Layout::new(config.ctx_tokens) };
         let mut rig = Rig::load(subject, &layout)?;
         report.isa = rig.isa().to_string();
         let measured = measure(config, &mut rig, watch, &mut report);
@@ -139,7 +151,8 @@ fn measure(
             (config.prompt > 0).then_some(Test::Prefill { tokens: config.prompt }),
             (config.tokens > 0).then_some(Test::Decode { tokens: config.tokens }),
         ];
-        for test in tests.into_iter().flatten() {
+        let checks = config.rows.iter().map(|&rows| Test::Check { rows, steps: CHECK_STEPS });
+        for test in tests.into_iter().flatten().chain(checks) {
             watch.phase(&format!("{test} at {depth}, {} threads", rig.threads()));
             // The first takes page faults and cold caches, and is not kept.
             rig.sample(test, depth)?;
@@ -162,6 +175,7 @@ mod tests {
             threads: vec![1],
             prompt: 512,
             tokens: 64,
+            rows: vec![],
             repeat: 2,
             depths: vec![32_768, 0, 2048, 2048],
             ctx_tokens: 4096,
@@ -185,6 +199,8 @@ mod tests {
         assert!(error(BenchConfig { threads: vec![2, 0], ..config() }).starts_with("threads"));
         assert!(error(BenchConfig { prompt: 0, tokens: 0, ..config() }).starts_with("prompt and tokens"));
         assert!(error(BenchConfig { repeat: 0, ..config() }).starts_with("repeat"));
+        assert!(error(BenchConfig { rows: vec![2, 0], ..config() }).starts_with("rows"));
+        assert!(error(BenchConfig { rows: vec![65], ..config() }).starts_with("rows"));
         assert!(error(BenchConfig { fill_seconds: f64::NAN, ..config() }).starts_with("fill_seconds"));
         let error = error(BenchConfig { ctx_tokens: 100, ..config() });
         assert!(error.contains("100") && error.contains("512") && error.contains("--ctx"), "{error}");

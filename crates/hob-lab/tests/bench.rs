@@ -37,6 +37,7 @@ fn config() -> BenchConfig {
         threads: vec![1, 2],
         prompt: 20,
         tokens: 4,
+        rows: vec![3],
         repeat: 2,
         depths: vec![0, 300, 5000],
         ctx_tokens: 400,
@@ -66,8 +67,9 @@ fn every_thread_count_depth_and_kind_gives_a_row() {
     let mut seen = Seen::default();
     let report = bench::run(&config(), &subject(&synth), &mut seen).expect("bench");
     let rows: Vec<_> = report.rows.iter().map(|r| (r.threads, r.test, r.depth)).collect();
-    let (pp, tg) = (Test::Prefill { tokens: 20 }, Test::Decode { tokens: 4 });
-    let each = |threads| [(threads, pp, 0), (threads, tg, 0), (threads, pp, 300), (threads, tg, 300)];
+    let pp = Test::Prefill { tokens: 20 };
+    let tests = [pp, Test::Decode { tokens: 4 }, Test::Check { rows: 3, steps: 8 }];
+    let each = |threads| [0, 300].map(|depth| tests.map(|test| (threads, test, depth))).concat();
     assert_eq!(rows, [each(1), each(2)].concat());
     assert_eq!(report.left_out, [5000]);
     assert_eq!(seen.rows, rows.len());
@@ -75,7 +77,7 @@ fn every_thread_count_depth_and_kind_gives_a_row() {
     for row in &report.rows {
         assert_eq!(row.samples.len(), 2);
         assert_eq!(row.kv, Kv { prefilled: row.depth, synthetic: 0 });
-        assert_eq!(row.gb_per_s.is_some(), row.test == tg);
+        assert_eq!(row.gb_per_s.is_some(), row.test != pp);
         assert!(row.tokens_per_s.p50.is_finite() && row.tokens_per_s.p50 > 0.0);
         assert!(row.samples.iter().all(|s| s.limit.gb_per_s() > 0.0));
     }
@@ -90,9 +92,9 @@ fn without_time_to_fill_the_context_is_synthetic_and_says_so() {
     let synth = synth();
     let config = BenchConfig { threads: vec![1], repeat: 1, fill_seconds: 0.0, prompt: 0, ..config() };
     let report = bench::run(&config, &subject(&synth), &mut Seen::default()).expect("bench");
-    assert_eq!(report.rows.len(), 2);
-    assert_eq!(report.rows[1].kv, Kv { prefilled: 0, synthetic: 300 });
-    assert!(report.rows[1].to_string().contains("synthetic"));
+    assert_eq!(report.rows.len(), 4);
+    assert_eq!(report.rows[2].kv, Kv { prefilled: 0, synthetic: 300 });
+    assert!(report.rows[2].to_string().contains("synthetic"));
 }
 
 #[test]
@@ -100,7 +102,7 @@ fn a_depth_that_does_not_fit_is_an_error_with_the_numbers() {
     let synth = synth();
     let config = BenchConfig { ctx_tokens: 10, ..config() };
     let error = bench::run(&config, &subject(&synth), &mut Seen::default()).expect_err("too small");
-    assert!(matches!(error, BenchError::NoDepth { ctx_tokens: 10, needed: 20, .. }), "{error:?}");
+    assert!(matches!(error, BenchError::NoDepth { ctx_tokens: 10, needed: 24, .. }), "{error:?}");
 }
 
 /// The synthesized weights must behave: finite logits that differ between tokens.

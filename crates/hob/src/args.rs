@@ -193,6 +193,9 @@ pub struct BenchArgs {
     /// Tokens of a decode sample; 0 measures no decode
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
     pub tokens: usize,
+    /// Also check this many tokens of one sequence per step, such as 1,2,4,8 (what speculation costs)
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub rows: Vec<usize>,
     /// Samples of each kind
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,

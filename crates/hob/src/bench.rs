@@ -44,6 +44,7 @@ fn measure(
         threads: args.threads.clone(),
         prompt: args.prompt,
         tokens: args.tokens,
+        rows: args.rows.clone(),
         repeat: args.repeat,
         depths: args.depth.clone(),
         ctx_tokens: 0,

@@ -17,6 +17,8 @@ pub enum Test {
     Prefill { tokens: usize },
     /// `tokens` steps of one token, each with a greedy pick.
     Decode { tokens: usize },
+    /// `steps` steps of `rows` tokens of one sequence, each with a greedy pick: what checking drafts costs.
+    Check { rows: usize, steps: usize },
 }
 
 impl fmt::Display for Test {
@@ -24,6 +26,7 @@ impl fmt::Display for Test {
         match self {
             Self::Prefill { tokens } => f.pad(&format!("pp{tokens}")),
             Self::Decode { tokens } => f.pad(&format!("tg{tokens}")),
+            Self::Check { rows, .. } => f.pad(&format!("rows{rows}")),
         }
     }
 }
@@ -68,7 +71,7 @@ impl Limit {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Sample {
     pub tokens_per_s: f64,
-    /// Decode: bytes that had to be read per second, 10^9. Prefill: `None`.
+    /// Decode and checks: bytes that had to be read per second, 10^9. Prefill: `None`.
     pub gb_per_s: Option<f64>,
     /// 10^9 multiply-adds per second.
     pub gmacs_per_s: f64,

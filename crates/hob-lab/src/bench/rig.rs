@@ -59,7 +59,7 @@ impl Rig {
         // Behind made-up rows, computed ones would be no more real.
         while len < depth && self.kv.synthetic == 0 && start.elapsed().as_secs_f64() < seconds {
             let rows = (depth - len).min(self.model.layout().chunk_rows);
-            self.step(rows)?;
+            self.step(rows, 1)?;
             len += rows;
             self.kv.prefilled += rows;
         }
@@ -79,16 +79,22 @@ impl Rig {
                 let mut left = tokens;
                 while left > 0 {
                     let rows = left.min(self.model.layout().chunk_rows);
-                    self.step(rows)?;
+                    self.step(rows, 1)?;
                     left -= rows;
                 }
                 tokens
             }
             Test::Decode { tokens } => {
                 for _ in 0..tokens {
-                    self.step(1)?;
+                    self.step(1, 1)?;
                 }
                 tokens
+            }
+            Test::Check { rows, steps } => {
+                for _ in 0..steps {
+                    self.step(rows, rows)?;
+                }
+                rows * steps
             }
         };
         let seconds = start.elapsed().as_secs_f64().max(1e-9);
@@ -96,8 +102,13 @@ impl Rig {
         self.model.truncate(self.sequence, depth)?;
         let info = self.model.info();
         let middle = depth + tokens / 2;
-        let gb_per_s = matches!(test, Test::Decode { .. })
-            .then(|| info.bytes_per_token(middle) as f64 * tokens as f64 / seconds / 1e9);
+        // The rows of a step share one reading of the weights.
+        let steps = match test {
+            Test::Prefill { .. } => None,
+            Test::Decode { tokens } => Some(tokens),
+            Test::Check { steps, .. } => Some(steps),
+        };
+        let gb_per_s = steps.map(|steps| info.bytes_per_token(middle) as f64 * steps as f64 / seconds / 1e9);
         Ok(Sample {
             tokens_per_s: tokens as f64 / seconds,
             gb_per_s,
@@ -106,8 +117,8 @@ impl Rig {
         })
     }
 
-    /// One forward pass of `rows` random tokens and a greedy pick from the last.
-    fn step(&mut self, rows: usize) -> Result<(), BenchError> {
+    /// One forward pass of `rows` random tokens and a greedy pick from each of the last `wanted`.
+    fn step(&mut self, rows: usize, wanted: usize) -> Result<(), BenchError> {
         let len = self.model.seq_len(self.sequence)?;
         let vocab = self.model.info().config.vocab as u64;
         self.batch.rows.clear();
@@ -118,7 +129,7 @@ impl Rig {
                 sequence: self.sequence,
                 position,
                 token,
-                logits: i + 1 == rows,
+                logits: i + wanted >= rows,
             });
         }
         let logits = self.model.step(&mut self.dev, &self.batch)?;
