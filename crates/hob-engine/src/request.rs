@@ -50,6 +50,9 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// Keep the k largest logits (ties: lowest id); 0 is off.
     pub top_k: usize,
+    /// Locally typical sampling: keep the smallest set of tokens that reaches this probability, those first whose
+    /// information content is closest to the row's entropy; 1 is off (arXiv:2202.00666).
+    pub typical_p: f32,
     /// Keep the smallest set of most probable tokens that reaches this probability; 1 is off (arXiv:1904.09751).
     pub top_p: f32,
     /// Drop tokens less probable than this share of the most probable one; 0 is off (arXiv:2407.01082).
@@ -69,6 +72,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             logit_bias: Vec::new(),
             top_k: 40,
+            typical_p: 1.0,
             top_p: 0.95,
             min_p: 0.05,
             temperature: 0.7,
@@ -107,6 +111,7 @@ impl Sampling {
             float("logit_bias", bias, -100.0, 100.0)?;
         }
         whole("top_k", self.top_k, 0, 1 << 30)?;
+        float("typical_p", self.typical_p, 0.0, 1.0)?;
         float("top_p", self.top_p, 0.0, 1.0)?;
         float("min_p", self.min_p, 0.0, 1.0)?;
         float("temperature", self.temperature, 0.0, 10.0)
@@ -211,10 +216,11 @@ mod tests {
 
     type Set = fn(&mut Sampling, f32);
 
-    const FLOATS: [(&str, Set, f32, f32); 6] = [
+    const FLOATS: [(&str, Set, f32, f32); 7] = [
         ("repeat_penalty", |s, v| s.repeat_penalty = v, 0.01, 10.0),
         ("frequency_penalty", |s, v| s.frequency_penalty = v, -2.0, 2.0),
         ("presence_penalty", |s, v| s.presence_penalty = v, -2.0, 2.0),
+        ("typical_p", |s, v| s.typical_p = v, 0.0, 1.0),
         ("top_p", |s, v| s.top_p = v, 0.0, 1.0),
         ("min_p", |s, v| s.min_p = v, 0.0, 1.0),
         ("temperature", |s, v| s.temperature = v, 0.0, 10.0),

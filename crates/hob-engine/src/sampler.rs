@@ -1,4 +1,4 @@
-//! From logits to one token: penalties, logit bias, top-k, top-p, min-p, temperature, seeded draw, in this order.
+//! From logits to one token: penalties, logit bias, top-k, typical, top-p, min-p, temperature, seeded draw, in this order.
 //!
 //! It must not know models or text. What it computes is fixed bit for bit: probabilities are f64 made by [`exp`] (plain
 //! operations, no library call), sums run over ascending token ids, ties go to the lowest id. The draw is one `u64`
@@ -147,7 +147,7 @@ impl Sampler {
         }
     }
 
-    /// top-k, top-p, min-p, temperature, draw. There is at least one candidate with a finite logit.
+    /// top-k, typical, top-p, min-p, temperature, draw. There is at least one candidate with a finite logit.
     fn sample(&mut self, scratch: &mut Scratch) -> u32 {
         narrow(&self.chain, scratch);
         let total = weigh(&scratch.candidates, self.chain.temperature, &mut scratch.weights);
@@ -175,7 +175,7 @@ fn argmax(row: &[f32]) -> Option<u32> {
     best
 }
 
-/// Leaves the candidates that pass top-k, top-p and min-p, in ascending id.
+/// Leaves the candidates that pass top-k, typical, top-p and min-p, in ascending id.
 fn narrow(chain: &Sampling, scratch: &mut Scratch) {
     let Scratch { candidates, weights, .. } = scratch;
     if chain.top_k > 0 && chain.top_k < candidates.len() {
@@ -183,6 +183,9 @@ fn narrow(chain: &Sampling, scratch: &mut Scratch) {
         candidates.truncate(chain.top_k);
     }
     candidates.sort_unstable_by_key(|c| c.token);
+    if chain.typical_p < 1.0 {
+        typical(candidates, weights, chain.typical_p);
+    }
     if chain.top_p < 1.0 {
         nucleus(candidates, weights, chain.top_p);
     }
@@ -194,18 +197,44 @@ fn narrow(chain: &Sampling, scratch: &mut Scratch) {
 
 /// Keeps the smallest set of largest candidates whose probability reaches `top_p` (at least one), in ascending id.
 fn nucleus(candidates: &mut Vec<Candidate>, weights: &mut Vec<f64>, top_p: f32) {
+    let goal = f64::from(top_p) * weigh(candidates, 1.0, weights);
+    keep_until(candidates, goal, by_logit);
+}
+
+/// Keeps the smallest set of typical candidates whose probability reaches `typical_p` (at least one), in ascending id.
+///
+/// Typical is whose `-ln p` is close to the expected one. With `s = largest - logit`, `-ln p = s + c` for one `c`, which
+/// cancels: the distance is `|s - E[s]|`, and no logarithm is needed. Ties: lowest id.
+fn typical(candidates: &mut Vec<Candidate>, weights: &mut Vec<f64>, typical_p: f32) {
     let total = weigh(candidates, 1.0, weights);
-    let goal = f64::from(top_p) * total;
     let top = largest(candidates);
-    // The nucleus is nearly always small: order only as many of the largest as turn out to be needed.
+    let surprise = |c: &Candidate| top - f64::from(c.logit);
+    // A masked token (-inf) weighs nothing and is infinitely far.
+    let weighted =
+        candidates.iter().zip(&*weights).map(|(c, &w)| if w > 0.0 { w * surprise(c) } else { 0.0 });
+    let expected = weighted.sum::<f64>() / total;
+    let distance = |c: &Candidate| (surprise(c) - expected).abs();
+    let nearer =
+        |a: &Candidate, b: &Candidate| distance(a).total_cmp(&distance(b)).then(a.token.cmp(&b.token));
+    keep_until(candidates, f64::from(typical_p) * total, nearer);
+}
+
+/// Keeps the first candidates in `order` until their weights reach `goal` (at least one), in ascending id.
+fn keep_until(
+    candidates: &mut Vec<Candidate>,
+    goal: f64,
+    mut order: impl FnMut(&Candidate, &Candidate) -> Ordering,
+) {
+    let top = largest(candidates);
+    // They are nearly always few: order only as many as turn out to be needed.
     let mut ordered = 64;
     loop {
         if ordered < candidates.len() {
-            candidates.select_nth_unstable_by(ordered - 1, by_logit);
+            candidates.select_nth_unstable_by(ordered - 1, &mut order);
         } else {
             ordered = candidates.len();
         }
-        candidates[..ordered].sort_unstable_by(by_logit);
+        candidates[..ordered].sort_unstable_by(&mut order);
         let mut sum = 0.0;
         let reached = candidates[..ordered].iter().position(|c| {
             sum += exp(f64::from(c.logit) - top);

@@ -45,6 +45,11 @@ impl Front {
         self.0.vocab
     }
 
+    /// Whether the file brings no chat template and none of a known family fits: it can only continue texts.
+    pub fn is_base_model(&self) -> bool {
+        matches!(self.0.template.as_ref().map_err(Arc::as_ref), Err(TextError::NoTemplate))
+    }
+
     /// Renders a conversation with the model's chat template, ready for the assistant's turn.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, LOCATION};
 use reqwest::{Client, Url};
 
 use crate::SourceError;
-use crate::catalogue::HubSource;
+use crate::hub_file::HubFile;
 use crate::name::{Sha256Hex, shown};
 use crate::settings::NetSettings;
 
@@ -29,7 +29,7 @@ pub(crate) async fn announced(
     client: &Client,
     endpoint: Url,
     net: &NetSettings,
-    source: &HubSource,
+    source: &HubFile,
 ) -> Result<Announced, SourceError> {
     let mut url = endpoint.clone();
     for _ in 0..=MAX_REDIRECTS {
@@ -56,7 +56,7 @@ pub(crate) async fn announced(
     Err(SourceError::Client { why: format!("{endpoint} redirects more than {MAX_REDIRECTS} times") })
 }
 
-fn read(headers: &HeaderMap, is_file: bool, url: &Url, source: &HubSource) -> Result<Announced, SourceError> {
+fn read(headers: &HeaderMap, is_file: bool, url: &Url, source: &HubFile) -> Result<Announced, SourceError> {
     let etag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
     let sha256 = etag
         .map(|tag| tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"'))
@@ -68,7 +68,7 @@ fn read(headers: &HeaderMap, is_file: bool, url: &Url, source: &HubSource) -> Re
     let bytes = size
         .and_then(|size| size.parse().ok())
         .ok_or_else(|| SourceError::Client { why: format!("{url} announces no size") })?;
-    if let Some(expected) = source.sha256.filter(|expected| *expected != sha256.as_str()) {
+    if let Some(expected) = source.sha256.as_deref().filter(|expected| *expected != sha256.as_str()) {
         return Err(SourceError::OtherFile {
             url: unsigned(url.as_str()),
             announced: sha256.to_string(),
@@ -77,24 +77,32 @@ fn read(headers: &HeaderMap, is_file: bool, url: &Url, source: &HubSource) -> Re
     }
     let commit =
         text(headers, "x-repo-commit").filter(|c| c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit()));
-    Ok(Announced { sha256, bytes, revision: commit.unwrap_or(source.revision).to_owned() })
+    Ok(Announced { sha256, bytes, revision: commit.unwrap_or(&source.revision).to_owned() })
 }
 
 /// `ENDPOINT/OWNER/NAME/resolve/REVISION/FILE`, every piece percent-encoded.
-pub(crate) fn file_url(endpoint: &str, source: &HubSource) -> Result<Url, SourceError> {
-    let bad = |why: String| SourceError::Client {
-        why: format!("HF_ENDPOINT `{}` is no URL: {why}", shown(endpoint, 80)),
-    };
-    let mut url = Url::parse(endpoint).map_err(|e| bad(e.to_string()))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(bad("expected http or https".to_owned()));
-    }
-    {
-        let mut path = url.path_segments_mut().map_err(|()| bad("it cannot have a path".to_owned()))?;
-        path.pop_if_empty().extend(source.repo.split('/')).push("resolve").push(source.revision);
+pub(crate) fn file_url(endpoint: &str, source: &HubFile) -> Result<Url, SourceError> {
+    let mut url = base_url(endpoint)?;
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(source.repo.split('/')).push("resolve").push(&source.revision);
         path.extend(source.file.split('/'));
     }
     Ok(url)
+}
+
+/// The endpoint as a URL that can be added to.
+pub(crate) fn base_url(endpoint: &str) -> Result<Url, SourceError> {
+    let bad = |why: String| SourceError::Client {
+        why: format!("HF_ENDPOINT `{}` is no URL: {why}", shown(endpoint, 80)),
+    };
+    let url = Url::parse(endpoint).map_err(|e| bad(e.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(bad("expected http or https".to_owned()));
+    }
+    match url.cannot_be_a_base() {
+        true => Err(bad("it cannot have a path".to_owned())),
+        false => Ok(url),
+    }
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

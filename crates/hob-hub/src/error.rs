@@ -9,6 +9,9 @@ pub enum HubError {
     #[error("`{name}` cannot be a model's name: {why}; names are 1 to 96 of a-z 0-9 . _ -")]
     BadName { name: String, why: &'static str },
 
+    #[error("`{name}` is no place on the hub: {why}; expected hf:OWNER/REPOSITORY[@REVISION][:FILE or TYPE]")]
+    BadHubName { name: String, why: &'static str },
+
     #[error(
         "no model is called `{name}`{}; `hob list` shows what is here and what can be pulled, and a path to a .gguf file \
          or a folder with safetensors works too",
@@ -110,6 +113,20 @@ pub enum SourceError {
     #[error("{what} has SHA-256 {found}, expected {expected}; the bytes were thrown away")]
     WrongHash { what: String, expected: String, found: String },
 
+    #[error("{repo} has {}; name one of: {}", found_text(wanted), listed(choices))]
+    NoChoice {
+        repo: String,
+        /// What was asked for; `None`: nothing was, and no default fits.
+        wanted: Option<String>,
+        choices: Vec<String>,
+    },
+
+    #[error("{repo} holds no model that hob reads: expected *.gguf, or config.json with *.safetensors")]
+    NoModel { repo: String },
+
+    #[error("{what} has the git id {found}, the hub announces {expected}; the bytes were thrown away")]
+    WrongBlob { what: String, expected: String, found: String },
+
     #[error("HF_HUB_OFFLINE is set, so the hub was not asked")]
     Offline,
 
@@ -119,7 +136,7 @@ pub enum SourceError {
     #[error(
         "{url} answered {status}: {}",
         if *with_token { "the hub refuses the token in HF_TOKEN (renew it, or unset it for public models)" }
-        else { "the hub wants a token (set HF_TOKEN to one that may read this model)" }
+        else { "there is no such public model, or it wants a token (accept its terms on its page and set HF_TOKEN)" }
     )]
     Refused { url: String, status: u16, with_token: bool },
 
@@ -194,6 +211,22 @@ fn kept_text(kept_bytes: u64) -> String {
         0 => String::new(),
         kept => format!("; {} are kept, and the next pull goes on from there", bytes_text(kept)),
     }
+}
+
+fn found_text(wanted: &Option<String>) -> String {
+    match wanted {
+        Some(wanted) => format!("no single model `{wanted}`"),
+        None => "several models and none of the usual types".to_owned(),
+    }
+}
+
+/// At most twelve.
+fn listed(choices: &[String]) -> String {
+    let mut text = choices.iter().take(12).cloned().collect::<Vec<_>>().join(", ");
+    if choices.len() > 12 {
+        text.push_str(&format!(", and {} more", choices.len() - 12));
+    }
+    text
 }
 
 fn suggestions(close: &[String]) -> String {

@@ -126,13 +126,13 @@ fn walk(folder: &Path, prefix: &str, depth: usize, budget: &mut Budget, found: &
 }
 
 /// By extension; a hidden file that is called `.gguf` is none.
-fn is_gguf(path: &str) -> bool {
+pub(crate) fn is_gguf(path: &str) -> bool {
     let extension = Path::new(path).extension();
     extension.is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
 /// `name-00002-of-00005.gguf` -> (`name`, 2).
-fn shard(path: &str) -> Option<(&str, u32)> {
+pub(crate) fn shard(path: &str) -> Option<(&str, u32)> {
     let stem = path.get(..path.len().checked_sub(5)?)?;
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (base, index) = rest.rsplit_once('-')?;

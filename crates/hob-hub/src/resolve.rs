@@ -15,6 +15,8 @@ pub enum Resolved {
     Local(Local),
     /// hob knows where to get it: [`Hub::pull`].
     Download(&'static Entry),
+    /// A place on the hub that has not been fetched from: [`Hub::pull_from_hub`].
+    Hub(crate::HubName),
 }
 
 /// Suggestions in an error.
@@ -54,7 +56,7 @@ impl Hub {
     /// [`Hub::resolve`] for names alone.
     ///
     /// # Errors
-    /// Also [`HubError::BadName`], for what could be no model's name at all.
+    /// Also [`HubError::BadName`] and [`HubError::BadHubName`], for what could be no model's name at all.
     pub fn resolve_name(&self, wanted: &str) -> Result<Resolved, HubError> {
         if let Some(entry) = find(wanted) {
             let name = ModelName::parse(entry.name)?;
@@ -66,6 +68,14 @@ impl Hub {
         }
         if let Some(local) = self.by_foreign_name(wanted)? {
             return Ok(Resolved::Local(local));
+        }
+        if let Some(place) = crate::HubName::parse(wanted) {
+            let place = place?;
+            let here = self
+                .installed_from_hub(&place)
+                .map(|(_, local)| local)
+                .or_else(|| self.cached_from_hub(&place));
+            return Ok(here.map_or(Resolved::Hub(place), Resolved::Local));
         }
         // Foreign names hold `:` and `/`; with neither, a bad name deserves to be told why it is one.
         if !wanted.contains([':', '/']) || wanted.contains("..") {

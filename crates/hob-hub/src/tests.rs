@@ -5,6 +5,7 @@ mod fake_hub;
 #[cfg(unix)]
 mod fake_pip;
 mod foreign;
+mod hub_repo;
 mod hub_source;
 mod landing;
 mod names;

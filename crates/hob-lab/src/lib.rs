@@ -1,7 +1,10 @@
-//! The workshop: measure ([`bench`]), check against references ([`golden`]), make up models of any shape ([`synth`]).
-//! It must not know HTTP.
+//! The workshop: measure ([`bench`]), check against references ([`golden`]), evaluate on text ([`ppl`], [`kl`]), make up
+//! models of any shape ([`synth`]). It must not know HTTP.
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod eval;
 pub mod golden;
+pub mod kl;
+pub mod ppl;
 pub mod synth;

@@ -1,28 +1,38 @@
-//! Models of any known shape with random weights, straight into memory: no file, no download. Owns the bytes;
-//! config, tensor table and sizes are `hob-model`'s. Speed and memory are real, text is not.
+//! Models of any known shape with random weights: straight into memory for `hob bench --synth`, or as a GGUF file that
+//! other programs run too. Speed and memory are real, text is not. Owns the bytes, the tensor table and the types; the
+//! config is read by hob-model from the same keys that a file gets.
 
 mod fill;
+mod keys;
+mod mix;
 mod shapes;
+mod tensors;
+mod vocab;
+mod write;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use hob_compute::{ByteSource, WeightKind};
-use hob_files::TensorInfo;
-use hob_model::config::DenseShape;
-use hob_model::{Config, Group, ModelInfo, Naming, TensorSource};
+use hob_compute::ByteSource;
+use hob_files::{FileError, TensorInfo};
+use hob_model::{ModelInfo, Naming, TensorSource, known_architectures};
 use hob_quant::Format;
 
 use fill::Filler;
 pub use fill::formats;
 pub(crate) use fill::mix;
-pub use shapes::{SHAPES, Shape, find};
+pub use mix::{Mix, mixes};
+pub use shapes::{Attention, Delta, Experts, SHAPES, Shape, find};
+use tensors::{Role, Slot};
 
 /// Deviation of a matrix's weights times the square root of its columns: keeps activations near their trained size.
 const GAIN: f32 = 0.8;
 /// Deviation of bias vectors.
 const BIAS_DEVIATION: f32 = 0.1;
-/// Seed of all weights: two syntheses of one description are the same model.
-const SEED: u64 = 0x0068_6f62;
+/// Columns of a short convolution.
+const SHORT_CONV: usize = 3;
+/// Seed of all weights where none is given: two syntheses of one description are the same model.
+pub const SEED: u64 = 0x0068_6f62;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SynthError {
@@ -33,121 +43,215 @@ pub enum SynthError {
     #[error("type '{name}' cannot be synthesized; there are {known}")]
     Format { name: String, known: String },
     #[error(
-        "{format} has blocks of {block} weights, but {tensor} has rows of {cols}; choose another type, such as q4_0 or q8_0"
+        "{format} has blocks of {block} weights, but {tensor} has rows of {cols}; choose another type, such as q4_0 or q8_0, or a mix such as q4_k_m"
     )]
     Blocks { format: Format, block: usize, tensor: String, cols: usize },
+    #[error("--layers {found}: expected 1 to {most}, the layers of {shape}")]
+    Layers { found: usize, most: usize, shape: &'static str },
+    #[error("a vocabulary of {found} tokens cannot spell every byte; expected at least {least}")]
+    Vocabulary { least: usize, found: usize },
+    #[error(
+        "{name} is of architecture '{arch}', which hob cannot run yet; it runs {known}. hob lab synth writes it for other programs"
+    )]
+    Architecture { name: String, arch: &'static str, known: String },
+    #[error("stopped; nothing was left behind")]
+    Cancelled,
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(transparent)]
     Model(#[from] hob_model::ModelError),
 }
 
+impl SynthError {
+    fn format(name: &str) -> Self {
+        let types = formats().map(|f| f.name().to_ascii_lowercase());
+        let known = types.chain(mixes().map(str::to_string)).collect::<Vec<_>>().join(", ");
+        SynthError::Format { name: name.to_string(), known }
+    }
+}
+
 /// A model that exists as a description only.
 pub struct Synth {
-    shape: &'static Shape,
-    format: Format,
-    head_format: Format,
-    config: Config,
+    shape: Shape,
+    /// The architecture it is made as; see [`Synth::runnable`].
+    arch: &'static str,
+    mix: Mix,
+    head: Option<Format>,
+    seed: u64,
+    /// Layers of the shape by its name.
+    all_layers: usize,
     tensors: Vec<TensorInfo>,
+    roles: Vec<Role>,
+    index: HashMap<String, usize>,
 }
 
 impl Synth {
-    /// Reads `qwen3-1.7b:q4_0`, or `qwen3-1.7b:q4_0:q6_k` for another type of embedding and head.
+    /// Reads `qwen3-1.7b:q4_k_m`, or `qwen3-1.7b:q4_0:q6_k` for another type of embedding and head.
     ///
     /// # Errors
     /// [`SynthError`], naming what is known.
     pub fn parse(text: &str) -> Result<Self, SynthError> {
         let mut parts = text.split(':').map(str::trim);
-        let (Some(name), Some(format), head, None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(name), Some(types), head, None) = (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(SynthError::Syntax { text: text.to_string() });
         };
-        let format = format_of(format)?;
-        let head_format = head.map_or(Ok(format), format_of)?;
+        let types = Mix::parse(types)?;
+        let head = head.map(mix::format_of).transpose()?;
         let shape = find(name).ok_or_else(|| SynthError::Shape {
             name: name.to_string(),
             known: SHAPES.iter().map(|s| s.name).collect::<Vec<_>>().join(", "),
         })?;
-        Self::new(shape, format, head_format)
+        Self::new(shape.clone(), types, head)
     }
 
+    /// `head` overrides the type of embedding and head.
+    ///
     /// # Errors
-    /// A format whose blocks do not divide the rows, or that cannot be synthesized.
-    pub fn new(shape: &'static Shape, format: Format, head_format: Format) -> Result<Self, SynthError> {
-        let mut config = Config::dense(shape.arch, &dense(shape))?;
-        config.rms_eps = shape.rms_eps;
-        let tensors = table(&config, format, head_format)?;
-        Ok(Self { shape, format, head_format, config, tensors })
+    /// A type whose blocks do not divide the rows, or that cannot be synthesized.
+    pub fn new(shape: Shape, mix: Mix, head: Option<Format>) -> Result<Self, SynthError> {
+        let all_layers = shape.layers;
+        Self { arch: shape.arch, shape, mix, head, seed: SEED, all_layers, ..Self::empty() }.laid_out()
     }
 
-    pub fn config(&self) -> &Config {
-        &self.config
+    fn empty() -> Self {
+        let (tensors, roles, index) = Default::default();
+        let (shape, mix) = (Shape::DENSE, Mix::Plain(Format::F32));
+        Self { shape, arch: "", mix, head: None, seed: SEED, all_layers: 0, tensors, roles, index }
     }
 
-    /// `qwen3-1.7b:q4_0`, as [`Synth::parse`] reads it.
+    /// The same weights, drawn anew.
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Only the first `layers` layers.
+    ///
+    /// # Errors
+    /// None, or more than the shape has.
+    pub fn with_layers(self, layers: usize) -> Result<Self, SynthError> {
+        if !(1..=self.all_layers).contains(&layers) {
+            return Err(SynthError::Layers { found: layers, most: self.all_layers, shape: self.shape.name });
+        }
+        Self { shape: Shape { layers, ..self.shape }, ..self }.laid_out()
+    }
+
+    /// As an architecture that this build runs: qwen3 without its registry entry is run as the llama with the same
+    /// matrices, and [`Synth::description`] says so. Every other shape stays what it is.
+    ///
+    /// # Errors
+    /// As [`Synth::new`].
+    pub fn runnable(self) -> Result<Self, SynthError> {
+        let known = |arch: &str| known_architectures().any(|name| name == arch);
+        if self.arch == "qwen3" && !known("qwen3") && known("llama") {
+            return Self { arch: "llama", ..self }.laid_out();
+        }
+        Ok(self)
+    }
+
+    /// Makes the tensor table.
+    fn laid_out(self) -> Result<Self, SynthError> {
+        let slots = tensors::table(&self.shape, self.arch);
+        let types = mix::types(&slots, &self.shape, self.mix, self.head);
+        let roles = slots.iter().map(|slot| slot.role).collect();
+        let mut end = 0;
+        let tensors = slots
+            .into_iter()
+            .zip(types)
+            .map(|(slot, format)| info(slot, format, &mut end))
+            .collect::<Result<Vec<_>, _>>()?;
+        let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Ok(Self { tensors, roles, index, ..self })
+    }
+
+    /// Config and checked tensor table, as hob-model reads them from a file of this model.
+    ///
+    /// # Errors
+    /// [`SynthError::Architecture`] for one that hob cannot run yet; what hob-model refuses.
+    pub fn info(&self) -> Result<ModelInfo, SynthError> {
+        if !known_architectures().any(|known| known == self.arch) {
+            let known = known_architectures().collect::<Vec<_>>().join(", ");
+            return Err(SynthError::Architecture { name: self.name(), arch: self.arch, known });
+        }
+        Ok(ModelInfo::new(self.read_config()?, self)?)
+    }
+
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Weights of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// `qwen3-1.7b:q4_0`, as [`Synth::parse`] reads it; with the number of layers if some were left out.
     pub fn name(&self) -> String {
-        let head =
-            if self.head_format == self.format { String::new() } else { format!(":{}", self.head_format) };
-        format!("{}:{}{head}", self.shape.name, self.format).to_ascii_lowercase()
+        let mut name = format!("{}:{}", self.shape.name, self.mix.name());
+        if let Some(head) = self.head {
+            name += &format!(":{head}").to_ascii_lowercase();
+        }
+        if self.shape.layers < self.all_layers {
+            name += &format!(" ({} of {} layers)", self.shape.layers, self.all_layers);
+        }
+        name
     }
 
     /// What the model is, for people who read its figures.
     pub fn description(&self) -> String {
-        let note = self.shape.note();
-        let note = if note.is_empty() { String::new() } else { format!(" ({note})") };
+        let note = if self.arch == self.shape.arch {
+            ""
+        } else {
+            " (run as llama with this head_dim: the same matrices, without the per-head norms of Q and K)"
+        };
         format!("{}: random weights of that shape{note}", self.name())
     }
-}
 
-fn format_of(name: &str) -> Result<Format, SynthError> {
-    Format::from_name(name).filter(|f| formats().any(|known| known == *f)).ok_or_else(|| SynthError::Format {
-        name: name.to_string(),
-        known: formats().map(|f| f.name().to_ascii_lowercase()).collect::<Vec<_>>().join(", "),
-    })
-}
-
-fn dense(shape: &Shape) -> DenseShape {
-    DenseShape {
-        vocab: shape.vocab,
-        dim: shape.dim,
-        layers: shape.layers,
-        heads: shape.heads,
-        kv_heads: shape.kv_heads,
-        head_dim: shape.head_dim,
-        ffn: shape.ffn,
-        ctx_train: shape.ctx_train,
-        rope_base: f64::from(shape.rope_base),
-        tied: shape.tied,
+    fn content(&self, tensor: &TensorInfo) -> Content {
+        let role = self.index.get(&tensor.name).map(|&i| self.roles[i]);
+        let deviation = match role {
+            Some(Role::Norm) => return Content::Ones,
+            Some(Role::Decay) => return Content::of(decays(tensor.shape[0])),
+            Some(Role::Divisors) => return Content::of(divisors(&self.shape)),
+            Some(Role::Bias) => BIAS_DEVIATION,
+            _ => GAIN / (tensor.shape.last().copied().unwrap_or(1) as f32).sqrt(),
+        };
+        Filler::new(tensor.format, deviation).map_or(Content::Unknown, Content::Random)
     }
 }
 
-/// One tensor for each that the architecture reads, by name; offsets run on as in a file.
-fn table(config: &Config, format: Format, head_format: Format) -> Result<Vec<TensorInfo>, SynthError> {
-    let mut slots = ModelInfo::slots_of(config, Naming::Gguf)?;
-    // A tied head names the embedding's tensor a second time.
-    slots.sort_by(|a, b| a.name.cmp(&b.name));
-    slots.dedup_by(|a, b| a.name == b.name);
-    let mut end = 0;
-    slots
-        .into_iter()
-        .map(|slot| {
-            let (format, shape) = match slot.kind {
-                WeightKind::Vector => (Format::F32, vec![slot.cols]),
-                _ if slot.group == Group::Ends => (head_format, vec![slot.rows, slot.cols]),
-                _ => (format, vec![slot.rows, slot.cols]),
-            };
-            let Some(row) = format.row_bytes(slot.cols) else {
-                return Err(SynthError::Blocks {
-                    format,
-                    block: format.block_len(),
-                    tensor: slot.name,
-                    cols: slot.cols,
-                });
-            };
-            let bytes = (row * slot.rows) as u64;
-            let tensor = TensorInfo { name: slot.name, format, shape, shard: 0, offset: end, bytes };
-            end += bytes;
-            Ok(tensor)
-        })
-        .collect()
+/// The table's entry of a slot; `end` is where the one before it ended.
+fn info(slot: Slot, format: Format, end: &mut u64) -> Result<TensorInfo, SynthError> {
+    let cols = slot.shape.last().copied().unwrap_or(1);
+    let rows: usize = slot.shape.iter().rev().skip(1).product();
+    let Some(row) = format.row_bytes(cols) else {
+        return Err(SynthError::Blocks { format, block: format.block_len(), tensor: slot.name, cols });
+    };
+    let bytes = (row * rows) as u64;
+    let tensor = TensorInfo { name: slot.name, format, shape: slot.shape, shard: 0, offset: *end, bytes };
+    *end += bytes;
+    Ok(tensor)
+}
+
+/// -exp(A_log) of a delta net's heads: from slow to fast, as trained ones are.
+fn decays(heads: usize) -> Vec<f32> {
+    (0..heads).map(|h| -(0.05 * 80f32.powf(h as f32 / heads as f32))).collect()
+}
+
+/// Llama 3.1's stretching by wavelength (low_freq_factor 1, high_freq_factor 4, 8192 positions of old), as the divisors
+/// that its GGUF files hold.
+fn divisors(shape: &Shape) -> Vec<f32> {
+    const OLD_CTX: f64 = 8192.0;
+    const LOW: f64 = 1.0;
+    const HIGH: f64 = 4.0;
+    let factor = f64::from(shape.rope_factor);
+    let divisor = |i: usize| {
+        let turn = f64::from(shape.rope_base).powf(2.0 * i as f64 / shape.head_dim as f64);
+        let turns = OLD_CTX / (2.0 * std::f64::consts::PI * turn);
+        let smooth = ((turns - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
+        1.0 / ((1.0 - smooth) / factor + smooth)
+    };
+    (0..shape.head_dim / 2).map(|i| divisor(i) as f32).collect()
 }
 
 impl TensorSource for Synth {
@@ -160,37 +264,33 @@ impl TensorSource for Synth {
     }
 
     fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        let at = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()?;
-        self.tensors.get(at)
+        self.index.get(name).map(|&i| &self.tensors[i])
     }
 
     fn open(&self, tensor: &TensorInfo) -> Arc<dyn ByteSource> {
-        // Offsets differ between tensors, so they name the streams.
-        Arc::new(Bytes {
-            len: tensor.bytes,
-            content: content(tensor),
-            seed: fill::mix(SEED ^ fill::mix(tensor.offset)),
-        })
+        // The name alone tells streams apart, so that a tensor is the same in every file order.
+        let name = tensor.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let seed = fill::mix(self.seed ^ fill::mix(name));
+        Arc::new(Bytes { len: tensor.bytes, content: self.content(tensor), seed })
     }
-}
-
-fn content(tensor: &TensorInfo) -> Content {
-    if tensor.name.ends_with("norm.weight") {
-        return Content::Ones;
-    }
-    let deviation = match tensor.shape[..] {
-        [_, cols] => GAIN / (cols as f32).sqrt(),
-        _ => BIAS_DEVIATION,
-    };
-    Filler::new(tensor.format, deviation).map_or(Content::Unknown, Content::Random)
 }
 
 enum Content {
     Random(Filler),
     /// f32 ones: the weight of a norm.
     Ones,
+    /// These very bytes.
+    Given(Vec<u8>),
     /// A format that [`Synth::new`] never puts into its table.
     Unknown,
+}
+
+impl Content {
+    fn of(values: Vec<f32>) -> Self {
+        Content::Given(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
 }
 
 /// One tensor's bytes.
@@ -217,6 +317,10 @@ impl ByteSource for Bytes {
                     *byte = one[(offset as usize + i) % 4];
                 }
             }
+            Content::Given(bytes) => match bytes.get(offset as usize..offset as usize + buf.len()) {
+                Some(part) => buf.copy_from_slice(part),
+                None => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            },
             Content::Unknown => return Err(std::io::ErrorKind::Unsupported.into()),
         }
         Ok(())
@@ -224,69 +328,4 @@ impl ByteSource for Bytes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_shape_makes_a_table_its_config_agrees_with() {
-        for shape in SHAPES {
-            let synth = Synth::new(shape, Format::Q4_0, Format::Q8_0).expect(shape.name);
-            let bytes: u64 = synth.tensors().iter().map(|t| t.bytes).sum();
-            assert!(bytes > 50_000_000, "{}", shape.name);
-            assert_eq!(synth.config().layers.len(), shape.layers);
-            for t in synth.tensors() {
-                assert_eq!(synth.tensor(&t.name).map(|found| &found.name), Some(&t.name));
-                assert_eq!(synth.open(t).len(), t.bytes);
-            }
-            assert_eq!(synth.tensor("output.weight").is_none(), shape.tied);
-            assert_eq!(synth.tensor("blk.0.attn_q.bias").is_some(), shape.arch == "qwen2");
-        }
-    }
-
-    #[test]
-    fn names_round_trip_and_say_what_is_missing() {
-        for name in ["qwen3-1.7b:q4_0", "smollm2-135m:q4_1:q8_0", "qwen2.5-7b:q4_k:q6_k"] {
-            assert_eq!(Synth::parse(name).expect(name).name(), name);
-        }
-        let description = Synth::parse("QWEN3-0.6B:Q8_0").expect("any case").description();
-        assert!(description.contains("norms of Q and K"), "{description}");
-    }
-
-    #[test]
-    fn wrong_descriptions_name_what_is_known() {
-        for (text, part) in [
-            ("qwen3-1.7b", "SHAPE:TYPE"),
-            ("a:q4_0:q4_0:q4_0", "SHAPE:TYPE"),
-            ("gpt-5:q4_0", "smollm2-135m"),
-            ("qwen3-8b:q4_9", "q4_0"),
-            ("qwen3-8b:i32", "q4_0"),
-            ("smollm2-135m:q4_k", "256"),
-        ] {
-            let error = Synth::parse(text).err().expect(text).to_string();
-            assert!(error.contains(part), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn bytes_are_the_tensors_own_and_end_where_it_ends() {
-        let synth = Synth::parse("smollm2-135m:q4_0").expect("parses");
-        let open = |name: &str| synth.open(synth.tensor(name).expect(name));
-        let read = |name: &str, offset, n| {
-            let mut buf = vec![0; n];
-            open(name).read_at(offset, &mut buf).map(|()| buf)
-        };
-        assert_ne!(
-            read("blk.0.attn_q.weight", 0, 64).expect("q"),
-            read("blk.1.attn_q.weight", 0, 64).expect("q")
-        );
-        assert_eq!(
-            read("blk.0.attn_q.weight", 0, 64).expect("q"),
-            read("blk.0.attn_q.weight", 0, 64).expect("q")
-        );
-        assert_eq!(read("output_norm.weight", 4, 4).expect("norm"), 1f32.to_le_bytes());
-        assert_eq!(read("output_norm.weight", 5, 3).expect("norm"), 1f32.to_le_bytes()[1..]);
-        let len = open("output_norm.weight").len();
-        assert!(read("output_norm.weight", len - 3, 4).is_err());
-        assert!(read("output_norm.weight", u64::MAX, 4).is_err());
-    }
-}
+mod tests;

@@ -3,11 +3,11 @@
 use hob_compute::{Compute, Pick, Picked, Token};
 use hob_cpu::{Cpu, CpuConfig};
 use hob_lab::bench::{self, BenchConfig, BenchError, Kv, Row, Subject, Test, Watch};
-use hob_lab::synth::{Shape, Synth};
-use hob_model::{Batch, Layout, Model, ModelInfo};
+use hob_lab::synth::{Mix, Shape, Synth};
+use hob_model::{Batch, Layout, Model};
 use hob_quant::Format;
 
-static TINY: Shape = Shape {
+const TINY: Shape = Shape {
     name: "tiny",
     arch: "qwen2",
     dim: 64,
@@ -17,18 +17,18 @@ static TINY: Shape = Shape {
     kv_heads: 2,
     head_dim: 32,
     vocab: 320,
-    tied: true,
     ctx_train: 2048,
     rope_base: 1e4,
     rms_eps: 1e-5,
+    ..Shape::DENSE
 };
 
 fn synth() -> Synth {
-    Synth::new(&TINY, Format::Q4_0, Format::Q8_0).expect("tiny")
+    Synth::new(TINY, Mix::Plain(Format::Q4_0), Some(Format::Q8_0)).expect("tiny")
 }
 
 fn subject(synth: &Synth) -> Subject<'_> {
-    let info = ModelInfo::new(synth.config().clone(), synth).expect("info");
+    let info = synth.info().expect("info");
     Subject { name: synth.name(), description: synth.description(), source: synth, info }
 }
 
@@ -111,8 +111,8 @@ fn a_synthesized_model_computes() {
     for (format, head) in
         [(Format::Q4_0, Format::Q4_0), (Format::F16, Format::Q8_0), (Format::BF16, Format::F32)]
     {
-        let synth = Synth::new(&TINY, format, head).expect("tiny");
-        let info = ModelInfo::new(synth.config().clone(), &synth).expect("info");
+        let synth = Synth::new(TINY, Mix::Plain(format), Some(head)).expect("tiny");
+        let info = synth.info().expect("info");
         let mut dev = Cpu::new(&CpuConfig { threads: 1, ..CpuConfig::default() }).expect("cpu");
         let mut model =
             Model::load_from(&synth, info, &mut dev, &Layout::new(64), &mut |_, _| {}).expect("loads");

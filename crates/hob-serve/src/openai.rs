@@ -156,6 +156,7 @@ fn sampling(fields: &Fields, default: &Sampling) -> Result<Sampling, ApiError> {
         presence_penalty: float(fields.presence_penalty, default.presence_penalty),
         logit_bias,
         top_k,
+        typical_p: float(fields.typical_p, default.typical_p),
         top_p: float(fields.top_p, default.top_p),
         min_p: float(fields.min_p, default.min_p),
         temperature: float(fields.temperature, default.temperature),

@@ -1,16 +1,21 @@
 //! From the parts of a vocabulary, whatever file they came from, to a working encoder: the one place that
-//! checks tokens, merges and special ids. Knows the `tokenizers` crate; knows no file format.
+//! checks tokens, merges, scores and special ids. Knows the `tokenizers` crate; knows no file format.
 
 use std::collections::HashMap;
 
 use tokenizers::models::bpe::{BPE, Vocab as BpeVocab};
-use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::{AddedToken, AddedVocabulary, Model};
+use tokenizers::{AddedToken, AddedVocabulary};
 
+use crate::encoder::{Algorithm, Encoder, Lookup};
 use crate::error::{Result, TextError};
+use crate::index::TextIndex;
 use crate::limits::TokenizerLimits;
+use crate::normalizer::Normal;
 use crate::pretokenizer::shorten;
+use crate::splitter::Splitter;
+use crate::spm::{Spm, doubled};
+use crate::unigram::{Preparation, Unigram};
 use crate::vocab::{Kind, Spelling, Vocab};
 
 /// A vocabulary as read, not yet checked.
@@ -19,25 +24,76 @@ pub(crate) struct Parts<S> {
     pub(crate) tokens: Vec<S>,
     /// Kind by id, as long as `tokens`.
     pub(crate) kinds: Vec<Kind>,
-    /// Merge rules, best first.
-    pub(crate) merges: Vec<(String, String)>,
+    pub(crate) joining: Joining,
     /// Matching rules of added tokens where they differ from "exactly this text".
     pub(crate) matching: HashMap<u32, Matching>,
     pub(crate) scheme: Scheme,
     pub(crate) specials: Specials,
+    /// See [`sounds_tuned`].
+    pub(crate) tuned_for_chat: bool,
+}
+
+/// What decides which characters make a token.
+pub(crate) enum Joining {
+    /// Merge rules, best first.
+    Merges {
+        rules: Vec<(String, String)>,
+        ignore_merges: bool,
+        byte_fallback: bool,
+        fuse_unk: bool,
+        unk: Option<String>,
+    },
+    /// SentencePiece's BPE: the score of the joined token.
+    Scores { scores: Vec<f32>, unk: Option<u32> },
+    /// The sum of the scores of all tokens.
+    Unigram { scores: Vec<f64>, unk: Option<u32>, byte_fallback: bool },
+}
+
+impl Joining {
+    fn unknown(&self) -> Option<u32> {
+        match self {
+            Joining::Merges { .. } => None,
+            Joining::Scores { unk, .. } | Joining::Unigram { unk, .. } => *unk,
+        }
+    }
+
+    fn merges(&self) -> usize {
+        match self {
+            Joining::Merges { rules, .. } => rules.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// How text becomes pieces, and pieces tokens.
 pub(crate) struct Scheme {
-    pub(crate) normalizer: Option<NormalizerWrapper>,
-    pub(crate) pre_tokenizer: Option<PreTokenizerWrapper>,
-    pub(crate) ignore_merges: bool,
-    pub(crate) byte_fallback: bool,
-    pub(crate) fuse_unk: bool,
-    pub(crate) unk: Option<String>,
+    pub(crate) normalizer: Option<Normal>,
+    pub(crate) pieces: Pieces,
     pub(crate) spelling: Spelling,
     /// The vocabulary writes a space in front of a text's first word, to be dropped again when decoding.
     pub(crate) strip_leading_space: bool,
+    /// Something about the file that its user should know.
+    pub(crate) warning: Option<String>,
+}
+
+/// Words in a model's name by which its publisher says that it converses.
+pub(crate) fn sounds_tuned(name: &str) -> bool {
+    let words = ["instruct", "chat", "it", "assistant"];
+    name.to_ascii_lowercase().split(|c: char| !c.is_ascii_alphanumeric()).any(|word| words.contains(&word))
+}
+
+/// How text between added tokens is prepared and cut.
+pub(crate) enum Pieces {
+    /// By a component of a tokenizer.json that has no faster form here; `None` is one piece.
+    Component(Option<PreTokenizerWrapper>),
+    /// By our own rules; the pieces are spelled in GPT-2's byte alphabet.
+    Bytes(Splitter),
+    /// By our own rules; spaces are written as `▁`. Runs of line ends that are a token are that token.
+    Lines(Splitter),
+    /// In one piece; spaces are written as `▁`, with one in front if asked.
+    Escaped { add_space_prefix: bool },
+    /// In one piece, prepared for a unigram vocabulary.
+    Prepared(Preparation),
 }
 
 /// How an added token is found in text; the fields are those of tokenizer.json.
@@ -59,21 +115,8 @@ pub(crate) struct Specials {
     pub(crate) ends: Vec<u32>,
 }
 
-/// The checked result.
-pub(crate) struct Encoder {
-    pub(crate) vocab: Vocab,
-    pub(crate) model: BPE,
-    pub(crate) normalizer: Option<NormalizerWrapper>,
-    pub(crate) pre_tokenizer: Option<PreTokenizerWrapper>,
-    /// Matches every added token.
-    pub(crate) added: AddedVocabulary,
-    /// Matches only those that are not special.
-    pub(crate) added_plain: AddedVocabulary,
-    pub(crate) strip_leading_space: bool,
-}
-
 /// Texts that end a turn where a file marks them as added tokens.
-const END_TEXTS: &[&str] = &[
+pub(crate) const END_TEXTS: &[&str] = &[
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
@@ -88,58 +131,63 @@ const END_TEXTS: &[&str] = &[
     "<end_of_utterance>",
     "</s>",
     "<eos>",
+    "<turn|>",
+    "<|flush|>",
+    "<|calls|>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
 ];
 
 impl<S: AsRef<str>> Parts<S> {
     /// Checks everything and builds the encoder, the special ids and the list of end tokens.
     pub(crate) fn assemble(self, limits: &TokenizerLimits) -> Result<(Encoder, Specials, Vec<u32>)> {
         self.check_sizes(limits)?;
-        let mut ids = BpeVocab::with_capacity_and_hasher(self.tokens.len(), Default::default());
-        for (id, text) in self.tokens.iter().enumerate() {
-            let text = text.as_ref();
-            // Files pad with empty texts; they can never match.
-            if text.is_empty() {
-                continue;
-            }
-            if let Some(first) = ids.insert(text.to_owned(), id as u32) {
-                let text = shorten(text);
-                return Err(TextError::Vocabulary(format!("tokens {first} and {id} are both \"{text}\"")));
-            }
-        }
         let vocab = Vocab::new(self.tokens.iter().map(AsRef::as_ref), self.kinds, self.scheme.spelling);
-        check_ids(&self.specials, vocab.len())?;
+        check_ids(&self.specials, self.joining.unknown(), vocab.len())?;
+        let algorithm = match self.joining {
+            Joining::Merges { rules, ignore_merges, byte_fallback, fuse_unk, unk } => {
+                let ids = ids_by_text(&vocab)?;
+                if let Some(unk) = unk.as_ref().filter(|unk| !ids.contains_key(*unk)) {
+                    let unk = shorten(unk);
+                    return Err(TextError::Vocabulary(format!("the unknown-token \"{unk}\" is not a token")));
+                }
+                let mut builder = BPE::builder()
+                    .vocab_and_merges(ids, rules)
+                    .ignore_merges(ignore_merges)
+                    .byte_fallback(byte_fallback)
+                    .fuse_unk(fuse_unk);
+                if let Some(unk) = unk {
+                    builder = builder.unk_token(unk);
+                }
+                Algorithm::Merges(Box::new(builder.build().map_err(bad_merge)?))
+            }
+            Joining::Scores { scores, unk } => {
+                check_unique(&vocab)?;
+                Algorithm::Scores(Spm::new(&vocab, &scores, unk)?)
+            }
+            Joining::Unigram { scores, unk, byte_fallback } => {
+                check_unique(&vocab)?;
+                Algorithm::Unigram(Unigram::new(&vocab, &scores, unk, byte_fallback)?)
+            }
+        };
         let scheme = self.scheme;
-        if let Some(unk) = scheme.unk.as_ref().filter(|unk| !ids.contains_key(*unk)) {
-            let unk = shorten(unk);
-            return Err(TextError::Vocabulary(format!("the unknown-token \"{unk}\" is not a token")));
-        }
-        let mut builder = BPE::builder()
-            .vocab_and_merges(ids, self.merges)
-            .ignore_merges(scheme.ignore_merges)
-            .byte_fallback(scheme.byte_fallback)
-            .fuse_unk(scheme.fuse_unk);
-        if let Some(unk) = scheme.unk {
-            builder = builder.unk_token(unk);
-        }
-        // A merge that names no token is found here; its error shows the text.
-        let model = builder.build().map_err(|error| {
-            TextError::Vocabulary(format!(
-                "a merge rule names what is not a token: {}",
-                shorten(&error.to_string())
-            ))
-        })?;
-        let added = added_vocabulary(&vocab, &self.matching, &model, scheme.normalizer.as_ref())?;
+        let added = added_vocabulary(&vocab, &self.matching, &algorithm, scheme.normalizer.as_ref())?;
         let mut added_plain = added.clone();
         added_plain.set_encode_special_tokens(true);
         let ends = end_tokens(&vocab, &self.specials);
         let encoder = Encoder {
             vocab,
-            model,
+            algorithm,
             normalizer: scheme.normalizer,
-            pre_tokenizer: scheme.pre_tokenizer,
+            pieces: scheme.pieces,
             added,
             added_plain,
             strip_leading_space: scheme.strip_leading_space,
+            warning: scheme.warning,
+            tuned_for_chat: self.tuned_for_chat,
         };
         Ok((encoder, self.specials, ends))
     }
@@ -151,8 +199,9 @@ impl<S: AsRef<str>> Parts<S> {
         if self.tokens.len() > limits.tokens {
             return too_large("the number of tokens", self.tokens.len(), limits.tokens, "tokens");
         }
-        if self.merges.len() > limits.merges {
-            return too_large("the number of merges", self.merges.len(), limits.merges, "merges");
+        let merges = self.joining.merges();
+        if merges > limits.merges {
+            return too_large("the number of merges", merges, limits.merges, "merges");
         }
         if let Some(longest) = self.tokens.iter().map(|text| text.as_ref().len()).max() {
             if longest > limits.token_bytes {
@@ -171,8 +220,32 @@ impl<S: AsRef<str>> Parts<S> {
     }
 }
 
-fn check_ids(specials: &Specials, tokens: usize) -> Result<()> {
-    let named = [("begin-of-sequence", specials.bos), ("end-of-sequence", specials.eos)];
+/// The table that the `tokenizers` crate wants, a copy of every text.
+fn ids_by_text(vocab: &Vocab) -> Result<BpeVocab> {
+    let mut ids = BpeVocab::with_capacity_and_hasher(vocab.len(), Default::default());
+    for id in 0..vocab.len() as u32 {
+        // Files pad with empty texts; they can never match.
+        let Some(text) = vocab.text(id).filter(|text| !text.is_empty()) else { continue };
+        if let Some(first) = ids.insert(text.to_owned(), id) {
+            return Err(doubled(vocab, first, id));
+        }
+    }
+    Ok(ids)
+}
+
+fn check_unique(vocab: &Vocab) -> Result<()> {
+    TextIndex::new(vocab, |_| true).map(drop).map_err(|(first, second)| doubled(vocab, first, second))
+}
+
+/// A merge that names no token is found by the library; its error shows the text.
+fn bad_merge(error: tokenizers::Error) -> TextError {
+    let error = shorten(&error.to_string());
+    TextError::Vocabulary(format!("a merge rule names what is not a token: {error}"))
+}
+
+fn check_ids(specials: &Specials, unknown: Option<u32>, tokens: usize) -> Result<()> {
+    let named =
+        [("begin-of-sequence", specials.bos), ("end-of-sequence", specials.eos), ("unknown-token", unknown)];
     let ends = specials.ends.iter().map(|&id| ("end-of-turn", Some(id)));
     for (role, id) in named.into_iter().chain(ends) {
         if let Some(id) = id.filter(|&id| id as usize >= tokens) {
@@ -188,8 +261,8 @@ fn check_ids(specials: &Specials, tokens: usize) -> Result<()> {
 fn added_vocabulary(
     vocab: &Vocab,
     matching: &HashMap<u32, Matching>,
-    model: &BPE,
-    normalizer: Option<&NormalizerWrapper>,
+    algorithm: &Algorithm,
+    normalizer: Option<&Normal>,
 ) -> Result<AddedVocabulary> {
     let tokens = (0..vocab.len() as u32).filter_map(|id| {
         let kind = vocab.kind(id).filter(|kind| kind.is_added())?;
@@ -205,7 +278,7 @@ fn added_vocabulary(
     });
     let mut added = AddedVocabulary::new();
     added
-        .add_tokens(tokens, model, normalizer)
+        .add_tokens(tokens, &Lookup { vocab, algorithm }, normalizer)
         .map_err(|error| TextError::Vocabulary(format!("the added tokens cannot be indexed: {error}")))?;
     Ok(added)
 }
@@ -213,6 +286,8 @@ fn added_vocabulary(
 /// What the file names, and well-known texts among the added tokens; ascending, without duplicates.
 fn end_tokens(vocab: &Vocab, specials: &Specials) -> Vec<u32> {
     let mut ends: Vec<u32> = END_TEXTS.iter().filter_map(|text| vocab.added(text)).collect();
+    // Gemma has </s> for HTML's sake.
+    ends.retain(|&id| vocab.text(id) != Some("</s>") || vocab.kind(id).is_some_and(Kind::is_special));
     // In the harmony format <|end|> closes a channel, not the answer.
     if let (Some(_), Some(_), Some(end)) =
         (vocab.added("<|return|>"), vocab.added("<|call|>"), vocab.added("<|end|>"))
@@ -224,11 +299,4 @@ fn end_tokens(vocab: &Vocab, specials: &Specials) -> Vec<u32> {
     ends.sort_unstable();
     ends.dedup();
     ends
-}
-
-impl Encoder {
-    /// The id of a token's text as it stands in the vocabulary.
-    pub(crate) fn id_of(&self, text: &str) -> Option<u32> {
-        self.vocab.added(text).or_else(|| self.model.token_to_id(text))
-    }
 }

@@ -8,8 +8,8 @@ pub type Result<T> = std::result::Result<T, TextError>;
 pub enum TextError {
     /// The vocabulary family of a GGUF file is not one that hob encodes.
     #[error(
-        "tokenizer.ggml.model is \"{found}\", but hob encodes only \"gpt2\" (byte-level BPE); \
-         use a GGUF of a model with such a vocabulary"
+        "tokenizer.ggml.model is \"{found}\", but hob encodes only \"gpt2\" and \"gemma4\" (BPE with merge rules), \
+         \"llama\" (SentencePiece) and \"t5\" (unigram); use a GGUF of a model with such a vocabulary"
     )]
     UnsupportedModel {
         /// The value of `tokenizer.ggml.model`.
@@ -90,7 +90,7 @@ pub enum TextError {
     },
     /// No chat template, and the vocabulary offers no fallback.
     #[error(
-        "this model has no chat template and no <|im_start|>/<|im_end|> tokens to fall back on; \
+        "this model has no chat template, and nothing in its file says that it was tuned for conversation; \
          it is probably a base model: pass --raw to continue a text instead of chatting"
     )]
     NoTemplate,

@@ -6,10 +6,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::normalizers::NormalizerWrapper;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
-use crate::assemble::{Matching, Parts, Scheme, Specials};
+use crate::assemble::{Joining, Matching, Parts, Scheme, Specials};
 use crate::error::{Result, TextError};
 use crate::limits::TokenizerLimits;
 use crate::pretokenizer::shorten;
@@ -17,9 +15,10 @@ use crate::tokenizer::Tokenizer;
 use crate::vocab::Kind;
 
 mod check;
+mod component;
 mod document;
 
-use document::{Document, Model};
+use document::{Document, Model, Vocabulary};
 
 /// Stack of the loading thread: the expression compilers recurse.
 const STACK_BYTES: usize = 32 << 20;
@@ -66,17 +65,18 @@ fn load_here(bytes: &[u8], side: &SideFiles, limits: &TokenizerLimits) -> Result
         serde_json::from_slice(bytes).map_err(|error| TextError::Json(error.to_string()))?;
     let Document { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model } = document;
     model.check()?;
-    let normalizer = check::normalizer(&normalizer, limits)
-        .and_then(|()| component::<NormalizerWrapper>(normalizer, "normalizer"))?;
+    check::normalizer(&normalizer, limits)?;
     check::pre_tokenizer(&pre_tokenizer, limits)?;
     let (spelling, strip_leading_space) = check::spelling(&decoder, &pre_tokenizer)?;
-    let pre_tokenizer = component::<PreTokenizerWrapper>(pre_tokenizer, "pre_tokenizer")?;
-    let Model { vocab, merges, ignore_merges, byte_fallback, fuse_unk, unk_token, .. } = model;
-
+    let scheme = Scheme {
+        normalizer: component::normalizer(normalizer)?,
+        pieces: component::pieces(pre_tokenizer)?,
+        spelling,
+        strip_leading_space,
+        warning: None,
+    };
     let mut table = Table::default();
-    for (text, id) in vocab {
-        table.put(id, text, Kind::Normal, limits)?;
-    }
+    let joining = joining(model, &mut table, limits)?;
     let mut matching = HashMap::new();
     for added in added_tokens {
         let kind = if added.special { Kind::Control } else { Kind::UserDefined };
@@ -89,28 +89,53 @@ fn load_here(bytes: &[u8], side: &SideFiles, limits: &TokenizerLimits) -> Result
         matching.insert(added.id, rules);
         table.put(added.id, added.content, kind, limits)?;
     }
-    if let Some(id) = unk_token.as_ref().and_then(|unk| table.find(unk)) {
-        table.kinds[id as usize] = Kind::Unknown;
+    let unknown = match &joining {
+        Joining::Merges { unk, .. } => unk.as_ref().and_then(|unk| table.find(unk)),
+        Joining::Scores { unk, .. } | Joining::Unigram { unk, .. } => *unk,
+    };
+    if let Some(kind) = unknown.and_then(|id| table.kinds.get_mut(id as usize)) {
+        *kind = Kind::Unknown;
     }
+    let joining = match joining {
+        Joining::Unigram { mut scores, unk, byte_fallback } => {
+            // Added tokens beyond the model's own have no score.
+            scores.resize(table.texts.len(), 0.0);
+            Joining::Unigram { scores, unk, byte_fallback }
+        }
+        other => other,
+    };
     let specials = specials(&table, &post_processor, side)?;
     let parts = Parts {
         tokens: table.texts,
         kinds: table.kinds,
-        merges,
+        joining,
         matching,
         specials,
-        scheme: Scheme {
-            normalizer,
-            pre_tokenizer,
-            ignore_merges,
-            byte_fallback,
-            fuse_unk,
-            unk: unk_token,
-            spelling,
-            strip_leading_space,
-        },
+        scheme,
+        tuned_for_chat: false,
     };
     Tokenizer::build(parts, chat_template(side), limits)
+}
+
+/// Puts the model's tokens into the table and keeps what joins characters.
+fn joining(model: Model, table: &mut Table, limits: &TokenizerLimits) -> Result<Joining> {
+    let Model { vocab, merges, ignore_merges, byte_fallback, fuse_unk, unk_token, unk_id, .. } = model;
+    match vocab {
+        Vocabulary::Ids(vocab) => {
+            for (text, id) in vocab {
+                table.put(id, text, Kind::Normal, limits)?;
+            }
+            Ok(Joining::Merges { rules: merges, ignore_merges, byte_fallback, fuse_unk, unk: unk_token })
+        }
+        Vocabulary::Scores(vocab) => {
+            let mut scores = Vec::with_capacity(vocab.len());
+            for (id, (text, score)) in vocab.into_iter().enumerate() {
+                table.put(id as u32, text, Kind::Normal, limits)?;
+                scores.push(score);
+            }
+            Ok(Joining::Unigram { scores, unk: unk_id, byte_fallback })
+        }
+    }
 }
 
 /// Tokens by id while they are collected; ids may come in any order and leave holes.
@@ -144,11 +169,6 @@ impl Table {
     fn find(&self, text: &str) -> Option<u32> {
         self.texts.iter().position(|candidate| candidate == text).map(|id| id as u32)
     }
-}
-
-/// A component that `check` has accepted; JSON `null` is none.
-fn component<T: serde::de::DeserializeOwned>(value: Value, name: &str) -> Result<Option<T>> {
-    serde_json::from_value(value).map_err(|error| TextError::Json(format!("{name}: {error}")))
 }
 
 /// Roles of tokens: from tokenizer_config.json by text, from generation_config.json by id, and the prefix that

@@ -7,15 +7,22 @@
 #![forbid(unsafe_code)]
 
 mod assemble;
+mod charsmap;
 mod chat;
 mod detokenizer;
+mod encoder;
 mod error;
 mod gguf;
+mod index;
 mod json;
 mod limits;
+mod normalizer;
 mod pretokenizer;
+mod splitter;
+mod spm;
 mod template;
 mod tokenizer;
+mod unigram;
 mod vocab;
 
 pub use chat::{ChatInput, Message};

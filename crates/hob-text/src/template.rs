@@ -3,6 +3,7 @@
 //! (`meter.rs`), because the engine (minijinja) by itself bounds neither memory nor stack.
 //! Must not know vocabularies beyond the two that choose the fallback.
 
+mod family;
 mod filters;
 mod globals;
 mod json_values;
@@ -24,11 +25,7 @@ use crate::error::{Result, TextError};
 use crate::limits::TemplateLimits;
 use crate::tokenizer::Tokenizer;
 
-/// The template for models that bring none but have ChatML's tokens.
-pub const CHATML: &str = "{% for message in messages %}\
-    {{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}\
-    {% endfor %}\
-    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+pub use family::CHATML;
 
 /// No source is longer, whatever the limits say: what the stack and the engine's 16-bit counters were tested with.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
@@ -53,19 +50,10 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The model's own template; without one ChatML if the vocabulary has its tokens; else an error that
-    /// suggests `--raw`.
+    /// The model's own template; without one that of its family (`family.rs`); else an error that suggests `--raw`.
     pub fn for_tokenizer(tokenizer: &Tokenizer, limits: &TemplateLimits) -> Result<ChatTemplate> {
-        match tokenizer.chat_template() {
-            Some(source) => ChatTemplate::new(source, limits),
-            None => {
-                let has = |text| tokenizer.id_of(text).is_some_and(|id| tokenizer.is_special(id));
-                match has("<|im_start|>") && has("<|im_end|>") {
-                    true => ChatTemplate::new(CHATML, limits),
-                    false => Err(TextError::NoTemplate),
-                }
-            }
-        }
+        let source = tokenizer.chat_template().or_else(|| family::fallback(tokenizer));
+        ChatTemplate::new(source.ok_or(TextError::NoTemplate)?, limits)
     }
 
     /// The prompt for a conversation, to be encoded with [`crate::Special::Parse`].

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hob_files::{FileKind, ModelFile};
-use tokenizers::{Model, OffsetReferential, OffsetType, PreTokenizer};
 
-use crate::assemble::{Encoder, Parts, Specials};
+use crate::assemble::{Parts, Specials};
 use crate::detokenizer::Detokenizer;
+use crate::encoder::Encoder;
 use crate::error::{Result, TextError};
 use crate::limits::TokenizerLimits;
 use crate::vocab::Kind;
@@ -91,7 +91,7 @@ impl Tokenizer {
     /// Ids of `text`, without a begin-of-sequence token.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 4 + 8);
-        self.encode_into(text, special, &mut ids)?;
+        self.inner.encoder.encode(text, special == Special::Parse, &mut ids)?;
         Ok(ids)
     }
 
@@ -101,55 +101,11 @@ impl Tokenizer {
         let mut ids = Vec::with_capacity(text.len() / 4 + 8);
         let bos = self.bos().filter(|_| self.add_bos());
         ids.extend(bos);
-        self.encode_into(text, Special::Parse, &mut ids)?;
+        self.inner.encoder.encode(text, true, &mut ids)?;
         if bos.is_some() && ids.get(1).copied() == bos {
             ids.remove(0);
         }
         Ok(ids)
-    }
-
-    fn encode_into(&self, text: &str, special: Special, ids: &mut Vec<u32>) -> Result<()> {
-        let encoder = &self.inner.encoder;
-        let added = match special {
-            Special::Parse => &encoder.added,
-            Special::Plain => &encoder.added_plain,
-        };
-        let failed = |error: tokenizers::Error| TextError::Encode(error.to_string());
-        let mut pieces = added.extract_and_normalize(encoder.normalizer.as_ref(), text);
-        if let Some(pre_tokenizer) = &encoder.pre_tokenizer {
-            pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
-        }
-        pieces
-            .tokenize(|piece| {
-                let tokens = encoder.model.tokenize(piece.get())?;
-                match tokens.iter().any(|token| self.is_control(token.id)) {
-                    true => self.spell_out(piece.get()),
-                    false => Ok(tokens),
-                }
-            })
-            .map_err(failed)?;
-        for (_, _, tokens) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::None) {
-            ids.extend(tokens.iter().flatten().map(|token| token.id));
-        }
-        Ok(())
-    }
-
-    /// The tokens of a piece one character at a time: for the rare piece whose merges would give a control
-    /// token, which text must never become.
-    fn spell_out(&self, piece: &str) -> tokenizers::Result<Vec<tokenizers::Token>> {
-        let mut tokens = Vec::new();
-        for c in piece.chars() {
-            let parts = self.inner.encoder.model.tokenize(c.encode_utf8(&mut [0; 4]))?;
-            if parts.iter().any(|token| self.is_control(token.id)) {
-                return Err(format!("the character {c:?} exists only as a control token").into());
-            }
-            tokens.extend(parts);
-        }
-        Ok(tokens)
-    }
-
-    fn is_control(&self, id: u32) -> bool {
-        self.inner.encoder.vocab.kind(id) == Some(Kind::Control)
     }
 
     /// Number of tokens. A model may have more rows than this (padding).
@@ -195,6 +151,16 @@ impl Tokenizer {
     /// Whether the token is structure rather than text: never shown, never made from plain text.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner.encoder.vocab.kind(id).is_some_and(Kind::is_special)
+    }
+
+    /// Something about the file's vocabulary that its user should know, in one sentence.
+    pub fn warning(&self) -> Option<&str> {
+        self.inner.encoder.warning.as_deref()
+    }
+
+    /// Whether the file says that its model was tuned for conversation (in its name; no key is reserved for it).
+    pub fn is_tuned_for_chat(&self) -> bool {
+        self.inner.encoder.tuned_for_chat
     }
 
     /// The source of the model's own chat template.

@@ -108,6 +108,10 @@ impl Vocab {
             vocab.texts.bytes.extend_from_slice(text.as_bytes());
             vocab.texts.end();
             match spelling {
+                // The decoder of the original runs over these too.
+                Spelling::Metaspace if kind == Kind::UserDefined => {
+                    vocab.raws.bytes.extend_from_slice(text.replace('▁', " ").as_bytes());
+                }
                 _ if kind.is_added() => vocab.raws.bytes.extend_from_slice(text.as_bytes()),
                 Spelling::ByteLevel => push_byte_level(text, &mut vocab.raws.bytes),
                 Spelling::Metaspace => push_metaspace(text, &mut vocab.raws.bytes),
@@ -132,6 +136,11 @@ impl Vocab {
     pub(crate) fn text(&self, id: u32) -> Option<&str> {
         // Every piece was copied from a `&str`.
         self.texts.get(id as usize).and_then(|bytes| std::str::from_utf8(bytes).ok())
+    }
+
+    /// As [`Vocab::text`], empty outside the vocabulary.
+    pub(crate) fn text_bytes(&self, id: u32) -> &[u8] {
+        self.texts.get(id as usize).unwrap_or(&[])
     }
 
     pub(crate) fn raw(&self, id: u32) -> &[u8] {
@@ -175,6 +184,12 @@ const CHAR_TO_BYTE: [u16; ALPHABET] = {
     table
 };
 
+/// Appends `bytes` in GPT-2's alphabet.
+pub(crate) fn spell_bytes(bytes: &[u8], out: &mut String) {
+    let spelled = bytes.iter().map(|&byte| BYTE_TO_CHAR[byte as usize]);
+    out.extend(spelled.filter_map(|code| char::from_u32(code.into())));
+}
+
 /// Appends the bytes that `text` spells; a text with a character outside the alphabet stands for itself, as
 /// in the reference decoder.
 fn push_byte_level(text: &str, out: &mut Vec<u8>) {
@@ -192,7 +207,10 @@ fn push_byte_level(text: &str, out: &mut Vec<u8>) {
 }
 
 fn push_metaspace(text: &str, out: &mut Vec<u8>) {
-    let hex = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).filter(|hex| hex.len() == 2);
+    let hex = text
+        .strip_prefix("<0x")
+        .and_then(|rest| rest.strip_suffix('>'))
+        .filter(|hex| hex.len() == 2 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
     if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
         out.push(byte);
         return;
@@ -240,8 +258,10 @@ mod tests {
         assert_eq!((vocab.text(0), vocab.text(99)), (Some("Ġhi"), None));
         assert_eq!((vocab.added("<|end|>"), vocab.added("Ġhi")), (Some(1), None));
 
-        let texts = ["▁a▁", "<0xE3>", "<0xZZ>"];
-        let vocab = Vocab::new(texts.into_iter(), vec![Kind::Normal; 3], Spelling::Metaspace);
+        let texts = ["▁a▁", "<0xE3>", "<0xZZ>", "▁▁"];
+        let kinds = vec![Kind::Normal, Kind::Byte, Kind::Normal, Kind::UserDefined];
+        let vocab = Vocab::new(texts.into_iter(), kinds, Spelling::Metaspace);
+        assert_eq!(vocab.raw(3), b"  ");
         assert_eq!((vocab.raw(0), vocab.raw(1), vocab.raw(2)), (&b" a "[..], &[0xE3][..], &b"<0xZZ>"[..]));
     }
 }

@@ -44,6 +44,85 @@ fn equal_to_jinja2_as_hugging_face_runs_it() {
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
+/// Templates of published models, where `HOB_TEST_VOCABS` names a folder with `real.templates.json` (the form of
+/// templates.json): what Jinja2 renders we render to the byte.
+#[test]
+fn published_templates_equal_jinja2() {
+    let Some(folder) = std::env::var_os("HOB_TEST_VOCABS") else { return };
+    let path = std::path::Path::new(&folder).join("real.templates.json");
+    let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let cases = fixture["cases"].as_array().unwrap();
+    let (mut equal, mut wrong) = (0, Vec::new());
+    for case in cases {
+        // Known differences: Python escapes HTML when marked text is added to plain text, and its generators are no
+        // lists.
+        let known = ["meetkai-functionary-medium-v3.1.jinja/tool", "llama-cpp-deepseek-r1.jinja/tool"];
+        if known.iter().any(|name| case["name"].as_str().unwrap().starts_with(name)) {
+            continue;
+        }
+        let chat = &fixture["chats"][case["chat"].as_str().unwrap()];
+        let found = render(case["template"].as_str().unwrap(), chat);
+        match (case.get("output"), found) {
+            (Some(expected), Ok(found)) if expected == &found => equal += 1,
+            (None, Err(_)) => equal += 1,
+            (Some(expected), Ok(found)) => {
+                let expected = expected.as_str().unwrap();
+                let same = expected.bytes().zip(found.bytes()).take_while(|(a, b)| a == b).count();
+                let tail = |text: &str| {
+                    String::from_utf8_lossy(&text.as_bytes()[same.saturating_sub(20)..])
+                        .chars()
+                        .take(90)
+                        .collect::<String>()
+                };
+                wrong.push(format!(
+                    "{}\n  expected ..{:?}\n  found    ..{:?}",
+                    case["name"],
+                    tail(expected),
+                    tail(&found)
+                ));
+            }
+            (expected, found) => {
+                let found = found.map_or_else(|error| error.to_string(), |_| "a prompt".into());
+                wrong.push(format!(
+                    "{}\n  expected {:?}\n  found    {found}",
+                    case["name"],
+                    expected.map_or(&case["error"], |_| &Value::Null)
+                ));
+            }
+        }
+    }
+    println!("{equal} of {} published cases equal", cases.len());
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// CVE-2024-34359 (llama-cpp-python) and CVE-2026-5760 (SGLang): templates from model files that ran code.
+#[test]
+fn cve_2024_34359_and_cve_2026_5760_templates_reach_no_code() {
+    let chat =
+        serde_json::json!({"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": false});
+    for template in [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ self.__init__.__globals__.__builtins__.__import__('os').popen('id').read() }}",
+        "{% for c in [].__class__.__base__.__subclasses__() %}{{ c.__name__ }}{% endfor %}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ messages.__class__.__init__.__globals__ }}",
+        "{{ lipsum.__globals__['os'].system('id') }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{% include '/etc/passwd' %}",
+        "{% import '/etc/passwd' as p %}{{ p }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ messages[0].content.format.__globals__ }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    ] {
+        if let Ok(found) = render(template, &chat) {
+            assert!(
+                found.trim().is_empty() || !found.contains("__") && !found.contains("root"),
+                "{template}: {found}"
+            );
+        }
+    }
+}
+
 /// Damaged templates are errors or render something; nothing panics and nothing overflows the stack.
 #[test]
 fn damaged_sources_never_panic() {

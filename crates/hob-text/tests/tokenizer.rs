@@ -268,6 +268,274 @@ fn a_missing_template_falls_back_to_chatml_or_says_raw() {
     assert!(error.contains("--raw"), "{error}");
 }
 
+#[test]
+fn families_without_a_template_get_their_own_and_base_models_none() {
+    let limits = TemplateLimits::default();
+    let messages =
+        [Message::system("S"), Message::user("hi"), Message::assistant("yo"), Message::user("more")];
+    let input = ChatInput {
+        messages: &messages,
+        add_generation_prompt: true,
+        eos_token: "</s>",
+        ..Default::default()
+    };
+    let with = |specials: &'static [&str], name: &'static str| {
+        gguf("llama3", move |writer| {
+            let (mut tokens, mut types, _) = vocabulary(&fixture());
+            let im_start = tokens.iter().position(|text| text == "<|im_start|>").unwrap();
+            tokens[im_start] = "<|other|>".into();
+            tokens.extend(specials.iter().map(|text| (*text).to_owned()));
+            types.extend(vec![3; specials.len()]);
+            writer.set("tokenizer.ggml.tokens", tokens).set("tokenizer.ggml.token_type", types);
+            writer.set("general.name", name);
+        })
+        .unwrap()
+    };
+    for (specials, expected) in [
+        (
+            &["<start_of_turn>", "<end_of_turn>"][..],
+            "<start_of_turn>user\nS\n\nhi<end_of_turn>\n<start_of_turn>model\nyo<end_of_turn>\n\
+             <start_of_turn>user\nmore<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        (
+            &["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+            "<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>\
+             <|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>\
+             <|start_header_id|>assistant<|end_header_id|>\n\nyo<|eot_id|>\
+             <|start_header_id|>user<|end_header_id|>\n\nmore<|eot_id|>\
+             <|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            &["<|user|>", "<|assistant|>", "<|end|>"],
+            "<|system|>\nS<|end|>\n<|user|>\nhi<|end|>\n<|assistant|>\nyo<|end|>\n<|user|>\nmore<|end|>\n<|assistant|>\n",
+        ),
+        (
+            &["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"],
+            "<|start_of_role|>system<|end_of_role|>S<|end_of_text|>\n\
+             <|start_of_role|>user<|end_of_role|>hi<|end_of_text|>\n\
+             <|start_of_role|>assistant<|end_of_role|>yo<|end_of_text|>\n\
+             <|start_of_role|>user<|end_of_role|>more<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+        ),
+        (&["[INST]", "[/INST]"], "[INST]S\n\nhi[/INST]yo</s>[INST]more[/INST]"),
+    ] {
+        let tuned = ChatTemplate::for_tokenizer(&with(specials, "Some 3B Instruct"), &limits).unwrap();
+        assert_eq!(tuned.render(&input).unwrap(), expected);
+        let base = ChatTemplate::for_tokenizer(&with(specials, "Some 3B italic"), &limits);
+        assert!(matches!(base, Err(TextError::NoTemplate)), "{specials:?}");
+    }
+}
+
+/// A SentencePiece vocabulary of fixtures/spm.json.
+fn spm(prefix: bool, change: impl FnOnce(&mut Writer)) -> Result<Tokenizer, TextError> {
+    let fixture: Value = serde_json::from_str(include_str!("fixtures/spm.json")).unwrap();
+    let numbers = |name: &str| fixture[name].as_array().unwrap().clone();
+    gguf_with(
+        "default",
+        |writer| {
+            writer.set("tokenizer.ggml.model", "llama");
+            writer.set("tokenizer.ggml.tokens", strings(&fixture["tokens"]));
+            let types: Vec<i32> = numbers("types").iter().map(|n| n.as_i64().unwrap() as i32).collect();
+            let scores: Vec<f32> = numbers("scores").iter().map(|n| n.as_f64().unwrap() as f32).collect();
+            writer.set("tokenizer.ggml.token_type", types).set("tokenizer.ggml.scores", scores);
+            writer.set("tokenizer.ggml.add_space_prefix", prefix);
+            change(writer);
+        },
+        &TokenizerLimits::default(),
+    )
+}
+
+#[test]
+fn sentencepiece_ids_equal_the_reference() {
+    let fixture: Value = serde_json::from_str(include_str!("fixtures/spm.json")).unwrap();
+    let texts = strings(&fixture["texts"]);
+    for (name, prefix) in [("prefix", true), ("plain", false)] {
+        let tokenizer = spm(prefix, |_| {}).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.add_bos()), (Some(1), Some(2), true));
+        for (mode, special) in [("parse", Special::Parse), ("plain", Special::Plain)] {
+            for (index, text) in texts.iter().enumerate() {
+                let expected: Vec<u32> =
+                    serde_json::from_value(fixture["ids"][name][mode][index].clone()).unwrap();
+                let found = tokenizer.encode(text, special).unwrap();
+                assert_eq!(found, expected, "{name} {mode} {text:?}");
+                // With a prefix, every user-defined token is followed by a space that was not there.
+                if special == Special::Plain && !text.contains('▁') && !prefix {
+                    assert_eq!(&tokenizer.decode(&found), text);
+                }
+            }
+        }
+        for text in ["Hello", " two", "日本 Grüße 😀", ""] {
+            let ids = tokenizer.encode(text, Special::Plain).unwrap();
+            assert_eq!(tokenizer.decode(&ids), text, "the space in front comes and goes");
+        }
+    }
+}
+
+#[test]
+fn byte_tokens_split_over_steps_never_show_half_a_character() {
+    let tokenizer = spm(false, |_| {}).unwrap();
+    let ids = tokenizer.encode("a\u{10ffff}ꙮb", Special::Plain).unwrap();
+    assert!(ids.len() >= 9, "the rare characters are spelled in bytes: {ids:?}");
+    let mut detokenizer = tokenizer.detokenizer();
+    let steps: Vec<String> = ids.iter().map(|&id| detokenizer.push(id)).collect();
+    assert_eq!(steps.concat(), "a\u{10ffff}ꙮb");
+    assert_eq!(steps.iter().filter(|step| step.is_empty()).count(), 3 + 2, "{steps:?}");
+    // A byte that leads nowhere is shown as such, once the stream ends.
+    let lone = tokenizer.id_of("<0xE3>").unwrap();
+    assert_eq!(tokenizer.decode(&[lone]), "\u{fffd}");
+    assert_eq!(tokenizer.decode(&[lone, lone]), "\u{fffd}\u{fffd}");
+}
+
+/// llama.cpp issue 25969: the text of a byte token was read as a number and used as an index.
+#[test]
+fn issue_25969_texts_of_byte_tokens_are_no_numbers() {
+    for text in ["<0x-1>", "<0x+1>", "<0x 1>", "<0xGG>", "<0x1>", "<0x100>", "<0x>"] {
+        let tokenizer = spm(false, |writer| {
+            let fixture: Value = serde_json::from_str(include_str!("fixtures/spm.json")).unwrap();
+            let mut tokens = strings(&fixture["tokens"]);
+            let at = tokens.iter().position(|token| token == "<0x41>").unwrap();
+            tokens[at] = text.to_owned();
+            writer.set("tokenizer.ggml.tokens", tokens);
+        })
+        .unwrap();
+        let id = (0..600).find(|&id| tokenizer.token_text(id) == Some(text)).unwrap();
+        assert_eq!(tokenizer.token_bytes(id), text.as_bytes(), "{text} stands for itself");
+        tokenizer.encode("A\u{1}", Special::Parse).unwrap();
+    }
+}
+
+/// CVE-2025-49847 (llama.cpp): a token's length, cast to a signed number, passed a check and was copied.
+#[test]
+fn cve_2025_49847_long_tokens_are_refused() {
+    let error = spm(false, |writer| {
+        let fixture: Value = serde_json::from_str(include_str!("fixtures/spm.json")).unwrap();
+        let mut tokens = strings(&fixture["tokens"]);
+        tokens[300] = "x".repeat(70_000);
+        writer.set("tokenizer.ggml.tokens", tokens);
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("TokenizerLimits::token_bytes") && error.contains("70000"), "{error}");
+}
+
+#[test]
+fn damaged_sentencepiece_vocabularies_are_errors() {
+    let error = |change: fn(&mut Writer)| spm(false, change).unwrap_err().to_string();
+    assert!(
+        error(|w| {
+            w.set("tokenizer.ggml.scores", vec![0.5f32]);
+        })
+        .contains("1 scores")
+    );
+    assert!(
+        error(|w| {
+            w.set("tokenizer.ggml.scores", vec![1i32]);
+        })
+        .contains("tokenizer.ggml.scores")
+    );
+    assert!(
+        error(|w| {
+            w.set("tokenizer.ggml.scores", vec![f32::NAN; 1088]);
+        })
+        .contains("not a number")
+    );
+    assert!(
+        error(|w| {
+            w.set("tokenizer.ggml.unknown_token_id", 70_000u32);
+        })
+        .contains("unknown-token id is 70000")
+    );
+    assert!(
+        error(|w| {
+            w.set("tokenizer.ggml.add_space_prefix", 1u32);
+        })
+        .contains("add_space_prefix")
+    );
+}
+
+#[test]
+fn a_file_that_names_no_rules_gets_the_default_ones_and_says_so() {
+    let fixture = fixture();
+    let (tokens, types, merges) = vocabulary(&fixture);
+    let mut writer = Writer::new();
+    writer.set("general.architecture", "llama").set("tokenizer.ggml.model", "gpt2");
+    writer.set("tokenizer.ggml.tokens", tokens).set("tokenizer.ggml.token_type", types);
+    writer.set("tokenizer.ggml.merges", merges);
+    writer.tensor("output_norm.weight", hob_quant_f32(), &[4]).unwrap();
+    let dir = TempDir::new("hob-text-no-pre");
+    let path = dir.join("vocab.gguf");
+    writer.save(&path, &[&[0; 16]]).unwrap();
+    let tokenizer = Tokenizer::from_model(&ModelFile::open(&path).unwrap()).unwrap();
+    assert!(tokenizer.warning().unwrap().contains("tokenizer.ggml.pre is missing"));
+    let wrong = differences(&tokenizer, &fixture["ids"]["default"], |_| false);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(gguf("default", |_| {}).unwrap().warning().is_none());
+}
+
+/// A Unigram tokenizer.json in T5's form; the ids follow from the scores by hand.
+#[test]
+fn unigram_tokenizer_json_takes_the_best_sum() {
+    let json = json!({
+        "added_tokens": [{"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "</s>", "special": true},
+                         {"id": 9, "content": "<extra>", "special": false}],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": ""},
+                       {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}]},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true},
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["</s>", 0.0], ["▁", -2.0], ["a", -3.0],
+                  ["b", -3.0], ["ab", -4.0], ["▁a", -3.5], ["ba", -9.0], ["▁ab", -9.5]]},
+    });
+    let tokenizer = from_json(&json).unwrap();
+    // "▁ab": ▁ + ab = -6, ▁a + b = -6.5, ▁ab = -9.5.
+    assert_eq!(tokenizer.encode("ab", Special::Plain).unwrap(), [2, 5]);
+    assert_eq!(tokenizer.encode("a ba", Special::Plain).unwrap(), [6, 2, 4, 3]);
+    assert_eq!(tokenizer.encode("a日本b", Special::Plain).unwrap(), [6, 0, 4]);
+    assert_eq!(tokenizer.encode("a</s>", Special::Parse).unwrap(), [6, 1]);
+    assert!(!tokenizer.encode("a</s>", Special::Plain).unwrap().contains(&1));
+    assert_eq!(tokenizer.encode("<extra>", Special::Plain).unwrap(), [9]);
+    assert_eq!(tokenizer.decode(&[6, 4, 2, 5]), "ab ab");
+    let mut bad = json.clone();
+    bad["model"]["vocab"][3][1] = json!("x");
+    assert!(from_json(&bad).is_err());
+    bad = json.clone();
+    bad["model"]["unk_id"] = json!(70);
+    assert!(from_json(&bad).unwrap_err().to_string().contains("unknown-token id is 70"));
+}
+
+/// A megabyte of anything is encoded in linear time; the watch only stops a run that would never end.
+#[test]
+fn hostile_texts_of_a_megabyte_are_encoded() {
+    const MIB: usize = 1 << 20;
+    const SOME: usize = 1 << 16;
+    let mixed = ["a", " ", "\n", "1", "é", "日", "!", "\t", "'s"].iter().cycle().take(MIB / 2);
+    let texts = [
+        "a".repeat(MIB),
+        format!("{}x", " ".repeat(MIB)),
+        mixed.copied().collect(),
+        " ".repeat(SOME),
+        "\n".repeat(SOME),
+        "1".repeat(SOME),
+        "!".repeat(SOME),
+        "A".repeat(SOME),
+        "é".repeat(SOME),
+        "日".repeat(SOME),
+        " \n".repeat(SOME),
+        "a ".repeat(SOME),
+    ];
+    for pre in
+        ["llama3", "gpt-4o", "deepseek-llm", "deepseek-v3", "jais-2", "superbpe", "tiny_aya", "kimi-k2"]
+    {
+        let tokenizer = gguf(pre, |_| {}).unwrap();
+        for text in &texts {
+            let ids = tokenizer.encode(text, Special::Plain).unwrap();
+            assert!(tokenizer.decode(&ids) == *text, "{pre}");
+        }
+    }
+    let tokenizer = spm(false, |_| {}).unwrap();
+    for text in &texts {
+        let ids = tokenizer.encode(text, Special::Plain).unwrap();
+        assert!(tokenizer.decode(&ids) == *text, "SentencePiece");
+    }
+}
+
 type Change = Box<dyn FnOnce(&mut Writer)>;
 
 fn change(spoil: impl FnOnce(&mut Writer) -> &mut Writer + 'static) -> Change {
@@ -297,10 +565,14 @@ fn a_bad_vocabulary_is_an_error_that_names_what_is_wrong() {
     let cases: Vec<(&str, Change, &[&str])> = vec![
         (
             "qwen2",
-            change(|w| w.set("tokenizer.ggml.model", "llama")),
-            &["tokenizer.ggml.model", "llama", "gpt2"],
+            change(|w| w.set("tokenizer.ggml.model", "bert")),
+            &["tokenizer.ggml.model", "bert", "gpt2"],
         ),
-        ("no-such-rules", change(|w| w), &["tokenizer.ggml.pre", "no-such-rules", "smollm, qwen2"]),
+        (
+            "no-such-rules",
+            change(|w| w),
+            &["tokenizer.ggml.pre", "no-such-rules", "default, gpt-2", "llama-bpe"],
+        ),
         ("qwen2", change(|w| w.set("tokenizer.ggml.pre", 3u32)), &["tokenizer.ggml.pre", "string"]),
         ("qwen2", change(|w| w.set("tokenizer.ggml.tokens", vec![1u32, 2])), &["tokenizer.ggml.tokens"]),
         ("qwen2", change(|w| w.set("tokenizer.ggml.tokens", Vec::<String>::new())), &["no tokens"]),
@@ -371,7 +643,7 @@ fn a_bad_tokenizer_json_is_an_error_that_names_what_is_wrong() {
         (spoiled("/model/type", json!("Unigram")), "Unigram"),
         (spoiled("/model/dropout", json!(0.1)), "dropout"),
         (spoiled("/model/continuing_subword_prefix", json!("##")), "continuing_subword_prefix"),
-        (spoiled("/model/vocab", json!([["a", 0.5]])), "not a token"),
+        (spoiled("/model/vocab", json!([["a", 0.5]])), "not a map"),
         (spoiled("/model/vocab/zz", json!(4_000_000_000u32)), "TokenizerLimits::tokens"),
         (spoiled("/model/vocab/zz", json!(-1)), "-1"),
         (spoiled("/model/vocab/zz", json!(3)), "id 3 is both"),
@@ -380,7 +652,11 @@ fn a_bad_tokenizer_json_is_an_error_that_names_what_is_wrong() {
         (spoiled("/model/unk_token", json!("<nope>")), "<nope>"),
         (spoiled("/added_tokens/0/id", json!(3)), "id 3 is both"),
         (spoiled("/added_tokens/0/id", json!(700)), "not a token"),
-        (spoiled("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": ""})), "Precompiled"),
+        (spoiled("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "*"})), "base64"),
+        (
+            spoiled("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+            "character map",
+        ),
         (
             spoiled(
                 "/normalizer",

@@ -38,7 +38,7 @@ pub enum Command {
     Plan(PlanArgs),
     /// Measure prefill and decode beside the memory limit of the same second
     Bench(BenchArgs),
-    /// Fetch a model of the catalogue
+    /// Fetch a model of the catalogue or of the Hugging Face hub
     Pull(PullArgs),
     /// List models on this disk, and those that can be pulled
     List(ListArgs),
@@ -55,7 +55,7 @@ pub enum Command {
 /// Which model, and how it may be laid out.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// Model: a name from `hob list`, a .gguf file, or a folder with safetensors
+    /// Model: a name from `hob list`, a .gguf file, a folder with safetensors, or hf:OWNER/REPO[@REV][:FILE or TYPE]
     #[arg(short, long, env = "HOB_MODEL", default_value = DEFAULT_MODEL)]
     pub model: String,
     #[command(flatten)]
@@ -88,6 +88,9 @@ pub struct SamplingArgs {
     /// Choose among the K likeliest tokens only; 0 is off
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub top_k: Option<usize>,
+    /// Choose among the most typical tokens that together reach this probability; 1 is off
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub typical: Option<f32>,
     /// Choose among the likeliest tokens that together reach this probability; 1 is off
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
@@ -164,7 +167,7 @@ pub struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Model to plan for; without it the machine is shown
+    /// Model to plan for (a name, a path, or hf:OWNER/REPO once pulled); without it the machine is shown
     pub model: Option<String>,
     #[command(flatten)]
     pub layout: LayoutArgs,
@@ -178,10 +181,10 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Model: a name from `hob list`, a .gguf file, or a folder with safetensors
+    /// Model: a name from `hob list`, a .gguf file, a folder with safetensors, or hf:OWNER/REPO[@REV][:FILE or TYPE]
     #[arg(short, long, env = "HOB_MODEL", default_value = DEFAULT_MODEL, conflicts_with = "synth")]
     pub model: String,
-    /// Random weights of a known shape instead of a file, such as qwen3-1.7b:q4_0 (`help` lists shapes and types)
+    /// Random weights of a known shape instead of a file, such as qwen3-1.7b:q4_k_m (`help` lists shapes and types)
     #[arg(long, value_name = "SHAPE:TYPE")]
     pub synth: Option<String>,
     /// Thread counts, such as 1,2 [default: one per usable core]
@@ -215,7 +218,7 @@ pub struct BenchArgs {
 
 #[derive(Debug, Args)]
 pub struct PullArgs {
-    /// Name of a model of the catalogue (see `hob list`)
+    /// Name of a model of the catalogue (see `hob list`), or hf:OWNER/REPO[@REV][:FILE or TYPE]
     #[arg(default_value = DEFAULT_MODEL)]
     pub name: String,
 }
@@ -259,6 +262,80 @@ pub enum LabTool {
         #[arg(required = true, value_name = "DIR")]
         dirs: Vec<PathBuf>,
     },
+    /// Write a GGUF of a known shape with random weights: real speed and memory, no sense
+    Synth(SynthArgs),
+    /// Perplexity of a model on a text, as llama.cpp's perplexity computes it
+    Ppl(PplArgs),
+    /// How far model B strays from model A on a text: KL(A||B), top-1 agreement, perplexities
+    Kl(KlArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct SynthArgs {
+    /// What to write, such as qwen3-1.7b:q4_k_m, or qwen3-8b:q4_0:q6_k for another type of embedding and head (`help`
+    /// lists shapes and types)
+    #[arg(value_name = "SHAPE:TYPE[:HEADTYPE]")]
+    pub what: String,
+    /// File to write; one of that name is replaced when the new one is whole
+    #[arg(short, long, value_name = "FILE.gguf")]
+    pub output: Option<PathBuf>,
+    /// Only the first layers of the shape
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Seed of the weights; the same seed gives the same file
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// A text, and how it is walked.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// File with the text (UTF-8; - is stdin)
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// Tokens of a window
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub ctx: usize,
+    /// Most windows to score [default: the whole text]
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<usize>,
+    /// Start a window every so many tokens and score as many, its last [default: windows side by side, the second half
+    /// of each scored]
+    #[arg(long, value_name = "TOKENS")]
+    pub stride: Option<usize>,
+    /// Threads to compute with [default: one per usable core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Most memory to use, such as 8G, 512M or 50%
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub ram: Option<Size>,
+    /// Keep activations in f32 (slower)
+    #[arg(long)]
+    pub exact: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PplArgs {
+    /// Model: a name from `hob list`, a .gguf file, a folder with safetensors, or hf:OWNER/REPO[@REV][:FILE or TYPE]
+    pub model: String,
+    #[command(flatten)]
+    pub eval: EvalArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct KlArgs {
+    /// The reference: a name, a .gguf file, or a folder
+    pub a: String,
+    /// The model to judge: a name, a .gguf file, or a folder
+    pub b: String,
+    #[command(flatten)]
+    pub eval: EvalArgs,
+    /// Load one model after the other, with the logits of A on disk, even where both fit into memory
+    #[arg(long)]
+    pub apart: bool,
 }
 
 #[derive(Debug, Args)]
@@ -280,7 +357,8 @@ mod tests {
     fn every_flag_has_a_help_line() {
         for command in Cli::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
-            for arg in command.get_arguments().filter(|a| !a.is_positional()) {
+            let nested = command.get_subcommands().flat_map(|c| c.get_arguments());
+            for arg in command.get_arguments().chain(nested).filter(|a| !a.is_positional()) {
                 assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
             }
         }

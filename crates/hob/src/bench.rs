@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use hob_lab::bench::{self, BenchConfig, HEADER, Report, Row, Subject, Watch};
-use hob_lab::synth::{self, Synth};
+use hob_lab::synth::Synth;
 use hob_model::{FileTensors, ModelInfo, TensorSource};
 use hob_plan::{History, Machine, Plan, Wish};
 use indicatif::ProgressBar;
@@ -14,14 +14,15 @@ use crate::term;
 
 pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
     if args.synth.as_deref() == Some("help") {
-        term::print(&shapes())?;
+        term::print(&crate::lab::shapes())?;
         return Ok(exit::OK);
     }
     let machine = house.machine();
     match &args.synth {
         Some(text) => {
-            let synth = Synth::parse(text).map_err(|e| UsageError(e.to_string()))?;
-            let info = ModelInfo::new(synth.config().clone(), &synth)?;
+            let synth =
+                Synth::parse(text).and_then(Synth::runnable).map_err(|e| UsageError(e.to_string()))?;
+            let info = synth.info()?;
             measure(&machine, args, synth.name(), synth.description(), &synth, info)
         }
         None => {
@@ -108,25 +109,4 @@ impl Watch for Lines {
             let _ = term::print(&line);
         });
     }
-}
-
-fn shapes() -> String {
-    let mut out =
-        String::from("SHAPE:TYPE, or SHAPE:TYPE:TYPE with another type for embedding and head\nshapes\n");
-    for shape in synth::SHAPES {
-        out.push_str(&format!(
-            "  {:<14} {:>3} layers of {:>5}, ffn {:>5}, heads {:>2}/{:>2} of {:>3}, vocabulary {}\n",
-            shape.name,
-            shape.layers,
-            shape.dim,
-            shape.ffn,
-            shape.heads,
-            shape.kv_heads,
-            shape.head_dim,
-            shape.vocab
-        ));
-    }
-    let types: Vec<String> = synth::formats().map(|f| f.name().to_ascii_lowercase()).collect();
-    out.push_str(&format!("types\n  {}\n", types.join(" ")));
-    out
 }

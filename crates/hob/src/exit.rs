@@ -4,6 +4,8 @@ use hob_compute::ComputeError;
 use hob_engine::EngineError;
 use hob_hub::HubError;
 use hob_lab::bench::BenchError;
+use hob_lab::eval::EvalError;
+use hob_lab::synth::SynthError;
 use hob_model::ModelError;
 use hob_plan::PlanError;
 
@@ -63,6 +65,19 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
             BenchError::Compute(compute) => code_of_compute(compute),
         });
     }
+    if let Some(eval) = cause.downcast_ref::<EvalError>() {
+        return code_of_eval(eval);
+    }
+    if let Some(synth) = cause.downcast_ref::<SynthError>() {
+        return Some(match synth {
+            SynthError::Cancelled => INTERRUPTED,
+            // Nothing is wrong with a model here: the disk is full, or a name cannot be written to.
+            SynthError::File(_) => FAILED,
+            SynthError::Architecture { .. } => MODEL,
+            SynthError::Model(model) => code_of_model(model),
+            _ => USAGE,
+        });
+    }
     match cause.downcast_ref::<EngineError>()? {
         EngineError::PromptTooLong { .. } => Some(DOES_NOT_FIT),
         EngineError::Field { .. } | EngineError::EmptyPrompt => Some(USAGE),
@@ -71,6 +86,18 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
         EngineError::Model(model) => Some(code_of_model(model)),
         EngineError::Compute(compute) => Some(code_of_compute(compute)),
         _ => None,
+    }
+}
+
+fn code_of_eval(error: &EvalError) -> Option<i32> {
+    match error {
+        EvalError::Config { .. } | EvalError::TooShort { .. } => Some(USAGE),
+        EvalError::Tokenizers { .. } | EvalError::NotANumber { .. } => Some(MODEL),
+        EvalError::File(_) | EvalError::Text(_) => Some(MODEL),
+        EvalError::Stopped => Some(INTERRUPTED),
+        EvalError::Spill(_) => Some(FAILED),
+        EvalError::Model(model) => Some(code_of_model(model)),
+        EvalError::Compute(compute) => Some(code_of_compute(compute)),
     }
 }
 
@@ -127,6 +154,11 @@ mod tests {
             (Error::from(EngineError::from(no_memory())), DOES_NOT_FIT),
             (Error::from(BenchError::from(ModelError::from(no_memory()))), DOES_NOT_FIT),
             (Error::from(depth), USAGE),
+            (Error::from(EvalError::TooShort { found: 1, needed: 2 }), USAGE),
+            (Error::from(EvalError::Stopped), INTERRUPTED),
+            (Error::from(EvalError::from(no_memory())), DOES_NOT_FIT),
+            (Error::from(SynthError::Cancelled), INTERRUPTED),
+            (Error::from(SynthError::Syntax { text: "x".into() }), USAGE),
             (Error::from(std::io::Error::other("x")), FAILED),
         ] {
             let text = format!("{error:#}");

@@ -62,6 +62,12 @@ impl House {
         let (name, path) = match self.hub.resolve(wanted)? {
             Resolved::Local(local) => (local.name, local.path),
             Resolved::Download(entry) if fetch => (entry.name.to_string(), self.pull(entry)?),
+            Resolved::Hub(place) if fetch => (place.to_string(), self.pull_from_hub(&place)?),
+            Resolved::Hub(place) => {
+                let name = place.to_string();
+                return Err(HubError::NotInstalled { name })
+                    .context(format!("fetch it first: hob pull {place}"));
+            }
             Resolved::Download(entry) => {
                 let name = entry.name.to_string();
                 return Err(HubError::NotInstalled { name })
@@ -79,6 +85,16 @@ impl House {
         term::note(&format!("fetching {} ({size}, {}): {}", entry.name, entry.license, entry.description));
         let mut progress = PullBar { bar: term::bar("", Unit::Bytes) };
         let path = self.hub.pull(entry, &mut progress, &graceful.flag());
+        progress.bar.finish_and_clear();
+        Ok(path?)
+    }
+
+    /// As [`House::pull`], for a place on the hub.
+    pub fn pull_from_hub(&self, place: &hob_hub::HubName) -> Result<PathBuf> {
+        let graceful = self.interrupt.graceful();
+        term::note(&format!("fetching {place}"));
+        let mut progress = PullBar { bar: term::bar("", Unit::Bytes) };
+        let path = self.hub.pull_from_hub(place, &mut progress, &graceful.flag());
         progress.bar.finish_and_clear();
         Ok(path?)
     }
@@ -106,6 +122,9 @@ impl House {
         let runtime = Runtime::new(&RuntimeConfig { threads: Some(plan.threads), exact: false })?;
         let mut bar = LateBar::new("loading", Unit::Bytes);
         let engine = Engine::load(&runtime, opened.file, layout, &mut |done, total| bar.set(done, total))?;
+        if let Some(warning) = engine.front().tokenizer().warning() {
+            term::note(warning);
+        }
         Ok(Loaded { engine, plan, machine })
     }
 

@@ -17,6 +17,7 @@ pub fn pull(house: &House, args: &PullArgs) -> Result<i32> {
             local.path
         }
         Resolved::Download(entry) => house.pull(entry)?,
+        Resolved::Hub(place) => house.pull_from_hub(&place)?,
     };
     term::print(&format!("{}\n", path.display()))?;
     Ok(exit::OK)

@@ -1,14 +1,19 @@
 //! `hob lab`: tools for people who work on hob.
 
+mod eval;
+mod synth;
+
 use anyhow::Result;
 use hob_engine::{Runtime, RuntimeConfig};
 use hob_lab::golden;
 
 use crate::args::{LabArgs, LabTool};
 use crate::exit;
+use crate::house::House;
 use crate::term;
+pub use synth::shapes;
 
-pub fn lab(args: &LabArgs) -> Result<i32> {
+pub fn lab(house: &House, args: &LabArgs) -> Result<i32> {
     match &args.tool {
         LabTool::Golden { dirs } => {
             let runtime = Runtime::new(&RuntimeConfig { threads: None, exact: true })?;
@@ -16,5 +21,8 @@ pub fn lab(args: &LabArgs) -> Result<i32> {
             term::print(&report.to_string())?;
             Ok(if report.passed() { exit::OK } else { exit::FAILED })
         }
+        LabTool::Synth(args) => synth::synth(house, args),
+        LabTool::Ppl(args) => eval::ppl(house, args),
+        LabTool::Kl(args) => eval::kl(house, args),
     }
 }

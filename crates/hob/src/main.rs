@@ -55,7 +55,7 @@ fn dispatch(cli: Cli, started: Instant) -> Result<i32> {
         Some(Command::List(args)) => hub::list(&house, &args),
         Some(Command::Rm(args)) => hub::remove(&house, &args),
         Some(Command::Show(args)) => show::show(&house, &args),
-        Some(Command::Lab(args)) => lab::lab(&args),
+        Some(Command::Lab(args)) => lab::lab(&house, &args),
         Some(Command::Completions(_)) => Ok(exit::OK),
     }
 }

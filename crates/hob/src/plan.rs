@@ -58,6 +58,8 @@ pub fn welcome(house: &House) -> Result<i32> {
             ));
             false
         }
+        // The default model is one of the catalogue.
+        Resolved::Hub(_) => false,
     };
     if here {
         let opened = house.open(DEFAULT_MODEL, false)?;

@@ -16,6 +16,7 @@ pub fn sampling(args: &SamplingArgs) -> Sampling {
     Sampling {
         temperature: args.temp.unwrap_or(default.temperature),
         top_k: args.top_k.unwrap_or(default.top_k),
+        typical_p: args.typical.unwrap_or(default.typical_p),
         top_p: args.top_p.unwrap_or(default.top_p),
         min_p: args.min_p.unwrap_or(default.min_p),
         repeat_penalty: args.repeat_penalty.unwrap_or(default.repeat_penalty),

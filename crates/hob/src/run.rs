@@ -19,7 +19,14 @@ const MOST_PROMPT_BYTES: u64 = 64 << 20;
 pub fn run(house: &House, args: &RunArgs) -> Result<i32> {
     let text = prompt_text(args)?;
     let mut loaded = house.load(&args.model.model, &wish(&args.model.layout), args.quiet)?;
-    let prompt = if args.raw {
+    // A base model continues the text as it stands.
+    let base = !args.raw && args.system.is_none() && loaded.engine.front().is_base_model();
+    if base && !args.quiet {
+        term::note(
+            "this file has no chat template and is probably a base model: it continues your text (as --raw)",
+        );
+    }
+    let prompt = if args.raw || base {
         Prompt::text(text)
     } else {
         let system = args.system.iter().map(Message::system);

@@ -122,7 +122,7 @@ fn bench_measures_a_file() {
     assert_eq!(rows[3]["depth"], 64);
     assert_eq!(rows[3]["samples"].as_array().map(Vec::len), Some(2));
     let shapes = hob(&["bench", "--synth", "help"]).expect(0).stdout;
-    assert!(shapes.contains("llama3-70b") && shapes.contains("q4_0"), "{shapes}");
+    assert!(shapes.contains("llama3.3-70b") && shapes.contains("q4_0"), "{shapes}");
 }
 
 #[test]

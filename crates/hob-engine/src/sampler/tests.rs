@@ -31,6 +31,21 @@ fn oracle(chain: &Sampling, row: &[f32], recent: &[u32]) -> Vec<(u32, f64)> {
         let sum: f64 = w.iter().sum();
         w.iter().map(|x| x / sum).collect()
     };
+    if chain.typical_p < 1.0 {
+        let p = softmax(&order, 1.0);
+        let entropy: f64 = p.iter().map(|p| -p * p.ln()).sum();
+        // Equal logits are equally typical, whatever rounding says: compare at 1e-9.
+        let key = |i: usize| (((-p[i].ln() - entropy).abs() * 1e9).round() as i64, order[i].0);
+        let mut by_distance: Vec<usize> = (0..p.len()).collect();
+        by_distance.sort_by_key(|&i| key(i));
+        let mut sum = 0.0;
+        let reached = by_distance.iter().position(|&i| {
+            sum += p[i];
+            sum >= f64::from(chain.typical_p)
+        });
+        by_distance.truncate(reached.map_or(p.len(), |last| last + 1));
+        order = order.iter().enumerate().filter(|(i, _)| by_distance.contains(i)).map(|(_, o)| *o).collect();
+    }
     if chain.top_p < 1.0 {
         let p = softmax(&order, 1.0);
         let mut sum = 0.0;
@@ -73,6 +88,7 @@ fn random_chain(rng: &mut Rng, vocab: usize) -> Sampling {
     chain.frequency_penalty = [0.0, 0.5, -0.3][rng.below(3)];
     chain.presence_penalty = [0.0, 0.7][rng.below(2)];
     chain.top_k = [0, 1, 3, 40, 100, vocab, vocab + 5][rng.below(7)];
+    chain.typical_p = [1.0, 1.0, 0.9, 0.37, 0.0][rng.below(5)];
     chain.top_p = [1.0, 0.95, 0.5, 0.0][rng.below(4)];
     chain.min_p = [0.0, 0.05, 0.3, 1.0][rng.below(4)];
     if rng.below(2) == 0 {
@@ -102,6 +118,34 @@ fn the_chain_leaves_what_the_oracle_leaves() {
             assert!((g.1 - w.1).abs() < 1e-12, "case {case}: token {} {} {}", g.0, g.1, w.1);
         }
     }
+}
+
+/// Probabilities 1/2, 1/4, 1/8, 1/8 have an entropy of 1.75 bits; the tokens are 0.75, 0.25, 1.25 and 1.25 bits away
+/// from it. So token 1 comes first, then 0, then 2 and 3.
+#[test]
+fn typical_keeps_what_is_closest_to_the_entropy() {
+    let row: Vec<f32> = [0.5f32, 0.25, 0.125, 0.125].map(f32::ln).to_vec();
+    for (typical_p, kept) in [
+        (0.0, &[1][..]),
+        (0.2, &[1]),
+        (0.3, &[0, 1]),
+        (0.74, &[0, 1]),
+        (0.76, &[0, 1, 2]),
+        (0.9, &[0, 1, 2, 3]),
+        (1.0, &[0, 1, 2, 3]),
+    ] {
+        let chain =
+            Sampling { typical_p, top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, ..Sampling::default() };
+        let ids: Vec<u32> = distribution(&chain, &row, &[]).iter().map(|x| x.0).collect();
+        assert_eq!(ids, kept, "typical_p {typical_p}");
+    }
+    // After top-k (over {0, 1}: 2/3 and 1/3, entropy 0.92 bits, 0.33 and 0.67 away) and before top-p.
+    let chain = Sampling { typical_p: 0.5, top_k: 2, top_p: 0.5, min_p: 0.0, ..Sampling::default() };
+    assert_eq!(distribution(&chain, &row, &[]), [(0, 1.0)]);
+    // Masked tokens are never typical.
+    let masked = [f32::NEG_INFINITY, 0.0, 0.0, f32::NEG_INFINITY];
+    let chain = Sampling { typical_p: 0.999, top_k: 0, top_p: 1.0, min_p: 0.0, ..Sampling::default() };
+    assert_eq!(distribution(&chain, &masked, &[]), [(1, 0.5), (2, 0.5)]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ fn catalogue_names_and_aliases_want_a_download_until_installed() {
     for name in ["default", "smollm2", "SmolLM2:135M", "smollm2-135m-instruct"] {
         match hub.resolve(name).unwrap() {
             Resolved::Download(entry) => assert_eq!(entry.name, "smollm2-135m-instruct"),
-            Resolved::Local(local) => panic!("{name} is {local:?}"),
+            other => panic!("{name} is {other:?}"),
         }
     }
 }

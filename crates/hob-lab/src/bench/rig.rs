@@ -140,8 +140,9 @@ impl Rig {
 
     /// Lengthens the sequence by random K and V.
     fn fill_synthetic(&mut self, mut positions: usize) -> Result<(), BenchError> {
-        let layer = &self.model.info().config.layers[0];
-        let width = layer.kv_heads * layer.head_dim;
+        // Layers that remember K and V are of one shape; others have none.
+        let widths = self.model.info().config.layers.iter().map(|l| l.kv_heads * l.head_dim);
+        let width = widths.max().unwrap_or(1);
         let k = self.random_rows(width)?;
         let v = self.random_rows(width)?;
         while positions > 0 {

@@ -19,15 +19,22 @@ enum Field {
     Half(usize, f32),
     /// A power of two as an 8-bit exponent (E8M0) at this byte.
     Exponent(usize),
+    /// An f16 of `d`, four bits each in the top of four `u16` from this byte on.
+    Spread(usize),
 }
 
 /// Scale fields of a format, after the block structs of ggml's `ggml-common.h`. Factors of minima are chosen so that the
 /// weights' mean is zero. `None`: not a format that can be synthesised.
 fn fields(format: Format) -> Option<&'static [Field]> {
-    use Field::{Exponent, Half};
+    use Field::{Exponent, Half, Spread};
     Some(match format {
         Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::IQ4NL | Format::IQ4XS => &[Half(0, 1.0)],
-        Format::IQ2XXS | Format::IQ3XXS => &[Half(0, 1.0)],
+        Format::IQ2XXS | Format::IQ2XS | Format::IQ2S | Format::IQ3XXS | Format::IQ3S | Format::IQ1S => {
+            &[Half(0, 1.0)]
+        }
+        Format::IQ1M => &[Spread(48)],
+        Format::TQ1_0 => &[Half(52, 1.0)],
+        Format::TQ2_0 => &[Half(64, 1.0)],
         Format::Q4_1 => &[Half(0, 1.0), Half(2, -7.5)],
         Format::Q5_1 => &[Half(0, 1.0), Half(2, -15.5)],
         Format::Q2K => &[Half(80, 1.0), Half(82, 1.5)],
@@ -55,12 +62,23 @@ pub fn formats() -> impl Iterator<Item = Format> {
 pub struct Filler {
     /// Bytes per generated unit: a block, or 64 plain weights.
     unit_bytes: usize,
-    /// `(byte, width, VARIANTS * width bytes)` of every scale field.
-    patches: Vec<(usize, usize, Vec<u8>)>,
+    /// Every scale field.
+    patches: Vec<Patch>,
     /// Encoded values of a plain format.
     values: Vec<u8>,
     /// Bytes per plain value; 0 for block formats.
     width: usize,
+}
+
+/// Bytes of a scale field, for each variant.
+#[derive(Clone, Debug)]
+struct Patch {
+    at: usize,
+    width: usize,
+    /// `VARIANTS * width`
+    bytes: Vec<u8>,
+    /// Bits of each byte that stay as they are.
+    keep: u8,
 }
 
 impl Filler {
@@ -72,10 +90,7 @@ impl Filler {
         if is_plain(format) {
             return Ok(Self::plain(format, deviation));
         }
-        let fields = fields(format).ok_or_else(|| SynthError::Format {
-            name: format.name().to_string(),
-            known: formats().map(|f| f.name().to_ascii_lowercase()).collect::<Vec<_>>().join(", "),
-        })?;
+        let fields = fields(format).ok_or_else(|| SynthError::format(format.name()))?;
         let unit_bytes = format.block_bytes();
         let unit = Self { unit_bytes, patches: patches(fields, &[1.0]), values: Vec::new(), width: 0 };
         let scale = deviation / unit.measured_deviation(format);
@@ -158,9 +173,11 @@ impl Filler {
         tail.copy_from_slice(&last[..n]);
         // The tail took at most 7 bytes of `last`; the eighth chooses the variant.
         let variant = usize::from(last[7]);
-        for (at, width, bytes) in &self.patches {
+        for Patch { at, width, bytes, keep } in &self.patches {
             let v = variant % (bytes.len() / width) * width;
-            out[*at..at + width].copy_from_slice(&bytes[v..v + width]);
+            for (out, byte) in out[*at..at + width].iter_mut().zip(&bytes[v..v + width]) {
+                *out = *out & keep | byte;
+            }
         }
     }
 
@@ -186,23 +203,38 @@ pub(crate) fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn patches(fields: &[Field], scales: &[f32]) -> Vec<(usize, usize, Vec<u8>)> {
-    fields
-        .iter()
-        .map(|field| match *field {
-            Field::Half(at, factor) => {
-                let values: Vec<f32> = scales.iter().map(|d| d * factor).collect();
-                let mut bytes = vec![0; values.len() * 2];
-                let encoded = encode_row(Format::F16, &values, &mut bytes);
-                debug_assert!(encoded.is_ok(), "f16 takes every value");
-                (at, 2, bytes)
-            }
+fn patches(fields: &[Field], scales: &[f32]) -> Vec<Patch> {
+    let whole = |at, width, bytes| Patch { at, width, bytes, keep: 0 };
+    let mut patches = Vec::new();
+    for field in fields {
+        match *field {
+            Field::Half(at, factor) => patches.push(whole(at, 2, halves(scales, factor))),
             Field::Exponent(at) => {
                 let exponent = |d: f32| (127.0 + d.abs().log2()).round().clamp(1.0, 254.0) as u8;
-                (at, 1, scales.iter().map(|&d| exponent(d)).collect())
+                patches.push(whole(at, 1, scales.iter().map(|&d| exponent(d)).collect()));
             }
-        })
-        .collect()
+            Field::Spread(at) => {
+                let halves = halves(scales, 1.0);
+                let halves = halves.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
+                patches.extend((0..4).map(|i| Patch {
+                    at: at + 2 * i + 1,
+                    width: 1,
+                    bytes: halves.clone().map(|half| ((half >> (4 * i) & 15) << 4) as u8).collect(),
+                    keep: 15,
+                }));
+            }
+        }
+    }
+    patches
+}
+
+/// f16 of each scale times `factor`, two bytes each.
+fn halves(scales: &[f32], factor: f32) -> Vec<u8> {
+    let values: Vec<f32> = scales.iter().map(|d| d * factor).collect();
+    let mut bytes = vec![0; values.len() * 2];
+    let encoded = encode_row(Format::F16, &values, &mut bytes);
+    debug_assert!(encoded.is_ok(), "f16 takes every value");
+    bytes
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! The catalogue of model shapes that can be synthesised. Sizes only, from the models' published `config.json`; it must
-//! not know formats or bytes.
+//! not know tensors, formats or bytes.
 
-/// Sizes of one dense decoder.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Sizes of one decoder. A new shape starts from [`Shape::DENSE`] by struct update.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
     pub name: &'static str,
-    /// Architecture the shape is run as; see [`Shape::note`].
+    /// `general.architecture` of its GGUF.
     pub arch: &'static str,
     pub dim: usize,
     pub layers: usize,
+    /// Width of the dense feed-forward hidden layer.
     pub ffn: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -18,70 +19,122 @@ pub struct Shape {
     pub tied: bool,
     pub ctx_train: usize,
     pub rope_base: f32,
+    /// How far rotary frequencies are stretched: by wavelength in Llama 3 files, all alike in Gemma; 1 is not at all.
+    pub rope_factor: f32,
     pub rms_eps: f32,
+    /// Positions that windowed layers see; 0 where there are none.
+    pub window: usize,
+    /// Which layers attend; the others convolve (lfm2) or keep a delta state (qwen35moe).
+    pub attention: Attention,
+    pub experts: Option<Experts>,
+    pub delta: Option<Delta>,
+}
+
+/// Layers with attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Attention {
+    Every,
+    /// The last of each so many.
+    Nth(usize),
+    At(&'static [usize]),
+}
+
+/// A mixture of experts in place of the feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Experts {
+    pub count: usize,
+    pub top_k: usize,
+    pub ffn: usize,
+    /// Width of the expert that every token passes; 0 is none.
+    pub shared_ffn: usize,
+}
+
+/// A gated delta net (Yang et al. 2024) in place of attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Delta {
+    pub key_heads: usize,
+    pub value_heads: usize,
+    /// Of keys and values.
+    pub head_dim: usize,
+    /// Columns of the convolution.
+    pub conv: usize,
+    /// Dimensions of an attention head that rotate.
+    pub rotary: usize,
 }
 
 impl Shape {
-    /// What differs from the published model, for people who read a benchmark; empty when nothing does.
-    pub fn note(&self) -> &'static str {
-        if self.name.starts_with("qwen3-") {
-            "run as llama with this head_dim: the same matrices, without the per-head norms of Q and K"
-        } else {
-            ""
+    /// A dense llama without sizes.
+    pub const DENSE: Shape = Shape {
+        name: "",
+        arch: "llama",
+        dim: 0,
+        layers: 0,
+        ffn: 0,
+        heads: 0,
+        kv_heads: 0,
+        head_dim: 128,
+        vocab: 0,
+        tied: true,
+        ctx_train: 40_960,
+        rope_base: 1e6,
+        rope_factor: 1.0,
+        rms_eps: 1e-6,
+        window: 0,
+        attention: Attention::Every,
+        experts: None,
+        delta: None,
+    };
+
+    /// Whether layer `i` attends.
+    pub fn attends(&self, i: usize) -> bool {
+        match self.attention {
+            Attention::Every => true,
+            Attention::Nth(n) => (i + 1).is_multiple_of(n),
+            Attention::At(layers) => layers.contains(&i),
         }
     }
 }
 
-/// One family's common sizes, to be completed by struct update.
-const QWEN3: Shape = Shape {
-    name: "",
-    arch: "llama",
-    dim: 0,
-    layers: 28,
-    ffn: 0,
-    heads: 16,
-    kv_heads: 8,
-    head_dim: 128,
-    vocab: 151_936,
-    tied: true,
-    ctx_train: 40_960,
-    rope_base: 1e6,
-    rms_eps: 1e-6,
-};
-const LLAMA3: Shape =
-    Shape { kv_heads: 8, vocab: 128_256, ctx_train: 131_072, rope_base: 5e5, rms_eps: 1e-5, ..QWEN3 };
 const SMOLLM2: Shape =
-    Shape { head_dim: 64, vocab: 49_152, ctx_train: 8_192, rope_base: 1e5, rms_eps: 1e-5, ..QWEN3 };
-const QWEN25: Shape = Shape { arch: "qwen2", ctx_train: 32_768, kv_heads: 2, ..QWEN3 };
+    Shape { head_dim: 64, vocab: 49_152, ctx_train: 8_192, rope_base: 1e5, rms_eps: 1e-5, ..Shape::DENSE };
+const LLAMA3: Shape = Shape {
+    kv_heads: 8,
+    vocab: 128_256,
+    ctx_train: 131_072,
+    rope_base: 5e5,
+    rope_factor: 8.0,
+    rms_eps: 1e-5,
+    ..Shape::DENSE
+};
+const QWEN25: Shape = Shape { arch: "qwen2", kv_heads: 2, vocab: 151_936, ctx_train: 32_768, ..Shape::DENSE };
+/// From 7B on: a padded vocabulary and a head of its own.
+const QWEN25_LARGE: Shape = Shape { vocab: 152_064, kv_heads: 8, tied: false, ..QWEN25 };
+const QWEN3: Shape =
+    Shape { arch: "qwen3", layers: 28, heads: 16, kv_heads: 8, vocab: 151_936, ..Shape::DENSE };
+const GEMMA3: Shape = Shape {
+    arch: "gemma3",
+    heads: 4,
+    kv_heads: 1,
+    head_dim: 256,
+    vocab: 262_144,
+    ctx_train: 32_768,
+    window: 512,
+    ..Shape::DENSE
+};
+const LFM2: Shape = Shape {
+    arch: "lfm2",
+    layers: 16,
+    kv_heads: 8,
+    head_dim: 64,
+    vocab: 65_536,
+    ctx_train: 128_000,
+    rms_eps: 1e-5,
+    attention: Attention::At(&[2, 5, 8, 10, 12, 14]),
+    ..Shape::DENSE
+};
 
 /// Every shape, smallest first within a family.
 pub const SHAPES: &[Shape] = &[
-    Shape { name: "qwen3-0.6b", dim: 1024, ffn: 3072, ..QWEN3 },
-    Shape { name: "qwen3-1.7b", dim: 2048, ffn: 6144, ..QWEN3 },
-    Shape { name: "qwen3-4b", dim: 2560, layers: 36, ffn: 9728, heads: 32, ..QWEN3 },
-    Shape { name: "qwen3-8b", dim: 4096, layers: 36, ffn: 12_288, heads: 32, tied: false, ..QWEN3 },
-    Shape { name: "llama3.2-1b", dim: 2048, layers: 16, ffn: 8192, heads: 32, head_dim: 64, ..LLAMA3 },
-    Shape { name: "llama3.2-3b", dim: 3072, layers: 28, ffn: 8192, heads: 24, ..LLAMA3 },
-    Shape {
-        name: "llama3-8b",
-        dim: 4096,
-        layers: 32,
-        ffn: 14_336,
-        heads: 32,
-        tied: false,
-        ctx_train: 8_192,
-        ..LLAMA3
-    },
-    Shape {
-        name: "llama3-70b",
-        dim: 8192,
-        layers: 80,
-        ffn: 28_672,
-        heads: 64,
-        tied: false,
-        ctx_train: 8_192,
-        ..LLAMA3
-    },
     Shape { name: "smollm2-135m", dim: 576, layers: 30, ffn: 1536, heads: 9, kv_heads: 3, ..SMOLLM2 },
     Shape { name: "smollm2-360m", dim: 960, layers: 32, ffn: 2560, heads: 15, kv_heads: 5, ..SMOLLM2 },
     Shape {
@@ -94,18 +147,102 @@ pub const SHAPES: &[Shape] = &[
         rope_base: 1.3e5,
         ..SMOLLM2
     },
+    Shape {
+        name: "smollm3-3b",
+        arch: "smollm3",
+        dim: 2048,
+        layers: 36,
+        ffn: 11_008,
+        heads: 16,
+        kv_heads: 4,
+        vocab: 128_256,
+        ctx_train: 65_536,
+        rope_base: 5e6,
+        ..Shape::DENSE
+    },
+    Shape {
+        name: "llama3.2-1b",
+        dim: 2048,
+        layers: 16,
+        ffn: 8192,
+        heads: 32,
+        head_dim: 64,
+        rope_factor: 32.0,
+        ..LLAMA3
+    },
+    Shape { name: "llama3.2-3b", dim: 3072, layers: 28, ffn: 8192, heads: 24, rope_factor: 32.0, ..LLAMA3 },
+    Shape { name: "llama3.1-8b", dim: 4096, layers: 32, ffn: 14_336, heads: 32, tied: false, ..LLAMA3 },
+    Shape { name: "llama3.3-70b", dim: 8192, layers: 80, ffn: 28_672, heads: 64, tied: false, ..LLAMA3 },
     Shape { name: "qwen2.5-0.5b", dim: 896, layers: 24, ffn: 4864, heads: 14, head_dim: 64, ..QWEN25 },
     Shape { name: "qwen2.5-1.5b", dim: 1536, layers: 28, ffn: 8960, heads: 12, ..QWEN25 },
+    Shape { name: "qwen2.5-3b", dim: 2048, layers: 36, ffn: 11_008, heads: 16, ..QWEN25 },
+    Shape { name: "qwen2.5-7b", dim: 3584, layers: 28, ffn: 18_944, heads: 28, kv_heads: 4, ..QWEN25_LARGE },
+    Shape { name: "qwen2.5-14b", dim: 5120, layers: 48, ffn: 13_824, heads: 40, ..QWEN25_LARGE },
+    Shape { name: "qwen2.5-32b", dim: 5120, layers: 64, ffn: 27_648, heads: 40, ..QWEN25_LARGE },
+    Shape { name: "qwen2.5-72b", dim: 8192, layers: 80, ffn: 29_568, heads: 64, ..QWEN25_LARGE },
+    Shape { name: "qwen3-0.6b", dim: 1024, ffn: 3072, ..QWEN3 },
+    Shape { name: "qwen3-1.7b", dim: 2048, ffn: 6144, ..QWEN3 },
+    Shape { name: "qwen3-4b", dim: 2560, layers: 36, ffn: 9728, heads: 32, ..QWEN3 },
+    Shape { name: "qwen3-8b", dim: 4096, layers: 36, ffn: 12_288, heads: 32, tied: false, ..QWEN3 },
+    Shape { name: "qwen3-14b", dim: 5120, layers: 40, ffn: 17_408, heads: 40, tied: false, ..QWEN3 },
+    Shape { name: "qwen3-32b", dim: 5120, layers: 64, ffn: 25_600, heads: 64, tied: false, ..QWEN3 },
     Shape {
-        name: "qwen2.5-7b",
-        dim: 3584,
-        layers: 28,
-        ffn: 18_944,
-        heads: 28,
+        name: "qwen3-30b-a3b",
+        arch: "qwen3moe",
+        dim: 2048,
+        layers: 48,
+        ffn: 6144,
+        heads: 32,
         kv_heads: 4,
-        vocab: 152_064,
         tied: false,
-        ..QWEN25
+        experts: Some(Experts { count: 128, top_k: 8, ffn: 768, shared_ffn: 0 }),
+        ..QWEN3
+    },
+    // Without the extra block that drafts (MTP).
+    Shape {
+        name: "qwen3.5-35b-a3b",
+        arch: "qwen35moe",
+        dim: 2048,
+        layers: 40,
+        heads: 16,
+        kv_heads: 2,
+        head_dim: 256,
+        vocab: 248_320,
+        tied: false,
+        ctx_train: 262_144,
+        rope_base: 1e7,
+        attention: Attention::Nth(4),
+        experts: Some(Experts { count: 256, top_k: 8, ffn: 512, shared_ffn: 512 }),
+        delta: Some(Delta { key_heads: 16, value_heads: 32, head_dim: 128, conv: 4, rotary: 64 }),
+        ..QWEN3
+    },
+    Shape { name: "gemma3-270m", dim: 640, layers: 18, ffn: 2048, ..GEMMA3 },
+    Shape { name: "gemma3-1b", dim: 1152, layers: 26, ffn: 6912, ..GEMMA3 },
+    Shape {
+        name: "gemma3-4b",
+        dim: 2560,
+        layers: 34,
+        ffn: 10_240,
+        heads: 8,
+        kv_heads: 4,
+        vocab: 262_208,
+        ctx_train: 131_072,
+        rope_factor: 8.0,
+        window: 1024,
+        ..GEMMA3
+    },
+    Shape { name: "lfm2-350m", dim: 1024, ffn: 4608, heads: 16, ..LFM2 },
+    Shape { name: "lfm2-700m", dim: 1536, ffn: 6912, heads: 24, ..LFM2 },
+    Shape { name: "lfm2-1.2b", dim: 2048, ffn: 8192, heads: 32, ..LFM2 },
+    // 8 of 30 layers attend; which ones is our guess, and changes no size.
+    Shape {
+        name: "lfm2-2.6b",
+        dim: 2048,
+        layers: 30,
+        ffn: 10_752,
+        heads: 32,
+        attention: Attention::At(&[2, 6, 9, 13, 16, 20, 23, 27]),
+        ..LFM2
     },
 ];
 
@@ -117,33 +254,60 @@ pub fn find(name: &str) -> Option<&'static Shape> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::synth::tensors;
 
     #[test]
     fn parameter_counts_are_the_published_ones() {
-        // Millions, as the models' cards say; norms and biases, which are left out here, are under a thousandth.
+        // Millions, as the models' cards say.
         for (name, millions) in [
+            ("smollm2-135m", 134.52),
+            ("smollm2-360m", 361.82),
+            ("smollm2-1.7b", 1711.38),
+            ("smollm3-3b", 3075.10),
+            ("llama3.2-1b", 1235.81),
+            ("llama3.2-3b", 3212.75),
+            ("llama3.1-8b", 8030.26),
+            ("llama3.3-70b", 70_553.7),
+            ("qwen2.5-0.5b", 494.03),
+            ("qwen2.5-1.5b", 1543.71),
+            ("qwen2.5-3b", 3085.94),
+            ("qwen2.5-7b", 7615.62),
+            ("qwen2.5-14b", 14_770.03),
+            ("qwen2.5-32b", 32_763.88),
+            ("qwen2.5-72b", 72_706.2),
             ("qwen3-0.6b", 596.05),
             ("qwen3-1.7b", 1720.57),
             ("qwen3-4b", 4022.47),
             ("qwen3-8b", 8190.74),
-            ("llama3.2-1b", 1235.81),
-            ("llama3.2-3b", 3212.75),
-            ("llama3-8b", 8030.26),
-            ("llama3-70b", 70_553.7),
-            ("smollm2-135m", 134.52),
-            ("smollm2-360m", 361.82),
-            ("smollm2-1.7b", 1711.38),
-            ("qwen2.5-0.5b", 494.03),
-            ("qwen2.5-1.5b", 1543.71),
-            ("qwen2.5-7b", 7615.62),
+            ("qwen3-14b", 14_768.3),
+            ("qwen3-32b", 32_762.1),
+            ("qwen3-30b-a3b", 30_532.1),
+            ("qwen3.5-35b-a3b", 34_660.6),
+            ("gemma3-270m", 268.1),
+            ("gemma3-1b", 999.89),
+            ("gemma3-4b", 3880.3),
+            ("lfm2-350m", 354.48),
+            ("lfm2-700m", 742.49),
+            ("lfm2-1.2b", 1170.34),
+            ("lfm2-2.6b", 2569.27),
         ] {
-            let s = find(name).expect(name);
-            let attention = 2 * s.dim * s.heads * s.head_dim + 2 * s.dim * s.kv_heads * s.head_dim;
-            let layer = attention + 3 * s.dim * s.ffn;
-            let tables = s.vocab * s.dim * if s.tied { 1 } else { 2 };
-            let found = (s.layers * layer + tables) as f64 / 1e6;
+            let shape = find(name).expect(name);
+            let weights = |s: &tensors::Slot| s.shape.iter().product::<usize>();
+            let found = tensors::table(shape, shape.arch).iter().map(weights).sum::<usize>() as f64 / 1e6;
             assert!((found / millions - 1.0).abs() < 1e-3, "{name}: {found}");
         }
-        assert_eq!(SHAPES.len(), 14);
+        assert_eq!(SHAPES.len(), 30);
+    }
+
+    #[test]
+    fn layers_that_attend() {
+        let at = |name: &str| {
+            let shape = find(name).expect(name);
+            (0..shape.layers).filter(|&i| shape.attends(i)).count()
+        };
+        assert_eq!(
+            (at("qwen3-0.6b"), at("lfm2-1.2b"), at("lfm2-2.6b"), at("qwen3.5-35b-a3b")),
+            (28, 6, 8, 10)
+        );
     }
 }

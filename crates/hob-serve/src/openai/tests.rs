@@ -43,6 +43,7 @@ fn every_field_arrives() {
     let chat = with(json!({
         "model": "anything", "stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true},
         "max_tokens": 5, "max_completion_tokens": 6, "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125,
+        "typical_p": 0.75,
         "repeat_penalty": 1.5, "repeat_last_n": 9, "frequency_penalty": -1.0, "presence_penalty": 2,
         "logit_bias": {"3": -100, "4": 1.5}, "seed": 18446744073709551615u64, "stop": ["x", "y"], "ignore_eos": true,
         "n": 1, "logprobs": false, "response_format": {"type": "text"},
@@ -55,6 +56,7 @@ fn every_field_arrives() {
         presence_penalty: 2.0,
         logit_bias: vec![(3, -100.0), (4, 1.5)],
         top_k: 7,
+        typical_p: 0.75,
         top_p: 0.25,
         min_p: 0.125,
         temperature: 0.5,
@@ -89,6 +91,7 @@ fn every_numeric_field_has_a_range_and_names_itself() {
     let floats = [
         ("temperature", 0.0, 10.0),
         ("top_p", 0.0, 1.0),
+        ("typical_p", 0.0, 1.0),
         ("min_p", 0.0, 1.0),
         ("frequency_penalty", -2.0, 2.0),
         ("presence_penalty", -2.0, 2.0),

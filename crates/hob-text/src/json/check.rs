@@ -34,12 +34,14 @@ pub(super) fn normalizer(value: &Value, limits: &TokenizerLimits) -> Result<()> 
     match kind(value, "normalizer")? {
         "Sequence" => each(value, "normalizers").try_for_each(|inner| normalizer(inner, limits)),
         "NFC" | "NFD" | "NFKC" | "NFKD" | "Lowercase" | "Strip" => Ok(()),
+        // Its bytes are checked where they are read.
+        "Precompiled" => Ok(()),
         "Prepend" => short(value, "prepend"),
         "Replace" => short(value, "content").and_then(|()| pattern(value, limits)),
         other => Err(unsupported(
             "normalizer",
             other,
-            "Sequence, NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace",
+            "Sequence, NFC, NFD, NFKC, NFKD, Lowercase, Strip, Precompiled, Prepend, Replace",
         )),
     }
 }

@@ -55,19 +55,48 @@ pub(super) struct Model {
     pub(super) byte_fallback: bool,
     #[serde(default)]
     pub(super) ignore_merges: bool,
+    /// Only for Unigram.
+    pub(super) unk_id: Option<u32>,
     #[serde(default, deserialize_with = "vocab")]
-    pub(super) vocab: Vec<(String, u32)>,
+    pub(super) vocab: Vocabulary,
     #[serde(default, deserialize_with = "merges")]
     pub(super) merges: Vec<(String, String)>,
 }
 
+/// Tokens in file order, so that a doubled text can be reported.
+pub(super) enum Vocabulary {
+    /// BPE: text and id.
+    Ids(Vec<(String, u32)>),
+    /// Unigram: text and score, the position is the id.
+    Scores(Vec<(String, f64)>),
+}
+
+impl Default for Vocabulary {
+    fn default() -> Vocabulary {
+        Vocabulary::Ids(Vec::new())
+    }
+}
+
 impl Model {
-    /// Only plain BPE is run.
+    /// Only plain BPE and Unigram are run.
     pub(super) fn check(&self) -> Result<()> {
         let kind = self.kind.as_deref().unwrap_or("BPE");
-        if kind != "BPE" {
-            let kind = shorten(kind);
-            return Err(TextError::Json(format!("model.type is \"{kind}\", but hob runs only \"BPE\"")));
+        match (kind, &self.vocab) {
+            ("BPE", Vocabulary::Ids(_)) | ("Unigram", Vocabulary::Scores(_)) => {}
+            ("BPE", _) => {
+                return Err(TextError::Json("model.vocab of a BPE is not a map from text to id".into()));
+            }
+            ("Unigram", _) => {
+                return Err(TextError::Json(
+                    "model.vocab of a Unigram is not a list of texts and scores".into(),
+                ));
+            }
+            _ => {
+                let kind = shorten(kind);
+                return Err(TextError::Json(format!(
+                    "model.type is \"{kind}\", but hob runs only \"BPE\" and \"Unigram\""
+                )));
+            }
         }
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
             return Err(TextError::Json("model.dropout is set: every encoding would be random".into()));
@@ -84,25 +113,27 @@ impl Model {
     }
 }
 
-/// Pairs in file order, so that a doubled text can be reported. A list (a Unigram vocabulary) is skipped: the
-/// model type says what is wrong.
-fn vocab<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<(String, u32)>, D::Error> {
+/// A map from text to id, or a list of pairs of text and score.
+fn vocab<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vocabulary, D::Error> {
     struct Pairs;
     impl<'de> Visitor<'de> for Pairs {
-        type Value = Vec<(String, u32)>;
+        type Value = Vocabulary;
         fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-            f.write_str("a map from token text to id")
+            f.write_str("a map from token text to id, or a list of texts and scores")
         }
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
             let mut pairs = Vec::new();
             while let Some(pair) = map.next_entry()? {
                 pairs.push(pair);
             }
-            Ok(pairs)
+            Ok(Vocabulary::Ids(pairs))
         }
         fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
-            while seq.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(Vec::new())
+            let mut pairs = Vec::new();
+            while let Some(pair) = seq.next_element()? {
+                pairs.push(pair);
+            }
+            Ok(Vocabulary::Scores(pairs))
         }
     }
     deserializer.deserialize_any(Pairs)

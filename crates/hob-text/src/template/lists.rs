@@ -250,11 +250,16 @@ pub(super) fn groupby(args: &[Value]) -> Result<Value, Error> {
     values::list_of_tuples(groups.into_iter().map(inner).collect::<Result<_, _>>()?)
 }
 
+/// What `map`, `select` and their kin walk over: as in Jinja, whatever is false (`none`, say) holds nothing.
+fn sequence(value: &Value) -> Result<Vec<Value>, Error> {
+    if value.is_true() { values::items(value) } else { Ok(Vec::new()) }
+}
+
 /// `map(attribute="name", default=..)` or `map("filter", arguments..)`.
 pub(super) fn map(state: &mut State, args: &[Value]) -> Result<Value, Error> {
     let (value, rest) = args.split_first().ok_or_else(|| invalid("map needs a list"))?;
     let options = Args::new(rest);
-    let items = values::items(value)?;
+    let items = sequence(value)?;
     if let Some(path) = options.keyword("attribute") {
         let otherwise = options.keyword("default");
         let pick = |item: &Value| {
@@ -295,7 +300,7 @@ pub(super) fn select(
     let test = test.transpose()?;
     let mut call = rest.to_vec();
     let mut out = Vec::new();
-    for item in values::items(value)? {
+    for item in sequence(value)? {
         let subject = path.map_or(Ok(item.clone()), |path| attribute(&item, path))?;
         meter::charge(64)?;
         let holds = match test {

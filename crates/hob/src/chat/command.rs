@@ -90,6 +90,7 @@ impl Chat<'_> {
         match name {
             "temp" | "temperature" => sampling.temperature = number(name, value)?,
             "top-k" => sampling.top_k = number(name, value)?,
+            "typical" => sampling.typical_p = number(name, value)?,
             "top-p" => sampling.top_p = number(name, value)?,
             "min-p" => sampling.min_p = number(name, value)?,
             "repeat-penalty" => sampling.repeat_penalty = number(name, value)?,
@@ -110,12 +111,13 @@ impl Chat<'_> {
     }
 
     fn settings(&self) -> String {
-        let Sampling { temperature, top_k, top_p, min_p, repeat_penalty, seed, .. } = &self.sampling;
+        let Sampling { temperature, top_k, typical_p, top_p, min_p, repeat_penalty, seed, .. } =
+            &self.sampling;
         let seed = seed.map_or("random".to_string(), |s| s.to_string());
         let most = self.args.max_tokens.map_or("none".to_string(), |n| n.to_string());
         format!(
-            "temp {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}, repeat-penalty {repeat_penalty}, \
-             seed {seed}, max-tokens {most}"
+            "temp {temperature}, top-k {top_k}, typical {typical_p}, top-p {top_p}, min-p {min_p}, \
+             repeat-penalty {repeat_penalty}, seed {seed}, max-tokens {most}"
         )
     }
 
