@@ -3,6 +3,8 @@
 //! A row is cut into blocks of 32. Each block has a scale `d = amax / 127` (f32) and codes
 //! `q = round_ties_even(x * (127 / amax))`; an all-zero block has `d = 0` and zero codes.
 
+use hob_quant::{Format, IntBlock, Minima, int_block};
+
 /// Values per quantised activation block.
 pub const BLOCK: usize = 32;
 
@@ -13,9 +15,16 @@ pub const TINY: f32 = 1e-30;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActBlock {
     pub d: f32,
-    /// Sum of the codes.
-    pub sum: i32,
+    /// Sums of the codes 0..16 and 16..32.
+    pub sums: [i16; 2],
     pub q: [i8; BLOCK],
+}
+
+impl ActBlock {
+    /// Sum of all codes.
+    pub fn sum(&self) -> i32 {
+        i32::from(self.sums[0]) + i32::from(self.sums[1])
+    }
 }
 
 /// Quantises one block of at most 32 values; missing values are zeros.
@@ -24,7 +33,7 @@ pub struct ActBlock {
 /// overflow. A block with a value that is not finite has a NaN scale and zero codes, so that the damage shows.
 pub fn quantize_block(x: &[f32]) -> ActBlock {
     if x.iter().any(|v| !v.is_finite()) {
-        return ActBlock { d: f32::NAN, sum: 0, q: [0; BLOCK] };
+        return ActBlock { d: f32::NAN, sums: [0; 2], q: [0; BLOCK] };
     }
     let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
     let (d, id) = if amax > TINY { (amax / 127.0, 127.0 / amax) } else { (0.0, 0.0) };
@@ -32,7 +41,8 @@ pub fn quantize_block(x: &[f32]) -> ActBlock {
     for (c, v) in q.iter_mut().zip(x) {
         *c = (v * id).round_ties_even() as i8;
     }
-    ActBlock { d, sum: q.iter().map(|&c| i32::from(c)).sum(), q }
+    let sums = [0, 16].map(|at| q[at..at + 16].iter().map(|&c| i16::from(c)).sum());
+    ActBlock { d, sums, q }
 }
 
 /// Quantises a row; the last block is padded with zeros.
@@ -40,50 +50,44 @@ pub fn quantize_row(x: &[f32]) -> Vec<ActBlock> {
     x.chunks(BLOCK).map(quantize_block).collect()
 }
 
-/// Formats whose products run on int8 activations (outside exact mode).
-pub fn uses_int8(format: hob_quant::Format) -> bool {
-    use hob_quant::Format;
-    matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q8_0)
+/// Formats whose products run on int8 activations (outside exact mode): those with an integer form of weights.
+pub fn uses_int8(format: Format) -> bool {
+    format.has_int_blocks()
 }
 
 /// One weight row times one quantised activation row: the specification of every int8 kernel.
 ///
-/// Per block of 32, with `idot` the exact integer dot of the codes: `acc = fma(idot, d_w * d_x, acc)`; Q4_0 subtracts
-/// `8 * sum` from `idot` first; Q4_1 then adds the minimum, `acc = fma(m_w, d_x * sum, acc)`. Blocks ascend.
+/// Weights are taken as [`hob_quant::IntBlock`]s. Per block of 32, ascending, with `dot[h]` the exact dot of the codes in
+/// half h and `i = scales[0] * dot[0] + scales[1] * dot[1]` (exact): `acc = fma(i, d_w * d_x, acc)`. Then the minima: per
+/// 32, `acc = fma(m, d_x * (sums[0] + sums[1]), acc)`; per 16, with the exact `j = scales[0] * sums[0] + scales[1] *
+/// sums[1]`, `acc = fma(j, m * d_x, acc)`. Products of two floats are rounded once; integers become f32 once.
 /// `None` when the format has no int8 form or the lengths disagree.
-pub fn dot_row(format: hob_quant::Format, row: &[u8], x: &[ActBlock]) -> Option<f32> {
+pub fn dot_row(format: Format, row: &[u8], x: &[ActBlock]) -> Option<f32> {
     continue_row(format, row, x, 0.0)
 }
 
 /// [`dot_row`] over a further part of a row, continuing its accumulator.
-pub fn continue_row(format: hob_quant::Format, row: &[u8], x: &[ActBlock], acc: f32) -> Option<f32> {
-    use hob_quant::Format;
-    if !uses_int8(format) || row.len() != x.len() * format.block_bytes() {
+pub fn continue_row(format: Format, row: &[u8], x: &[ActBlock], acc: f32) -> Option<f32> {
+    if !uses_int8(format) || format.row_bytes(x.len() * BLOCK) != Some(row.len()) {
         return None;
     }
-    let f16_at = |b: &[u8], i: usize| half::f16::from_bits(u16::from_le_bytes([b[i], b[i + 1]])).to_f32();
-    let nibbles = |codes: &[u8], x: &ActBlock| -> i32 {
-        codes
-            .iter()
-            .enumerate()
-            .map(|(i, &b)| i32::from(b & 15) * i32::from(x.q[i]) + i32::from(b >> 4) * i32::from(x.q[i + 16]))
-            .sum()
+    x.iter().enumerate().try_fold(acc, |acc, (b, x)| Some(add_block(&int_block(format, row, b)?, x, acc)))
+}
+
+/// `acc` plus the product of one block.
+pub fn add_block(w: &IntBlock, x: &ActBlock, acc: f32) -> f32 {
+    let dot = |half: usize| -> i32 {
+        let range = 16 * half..16 * half + 16;
+        w.codes[range.clone()].iter().zip(&x.q[range]).map(|(&w, &q)| i32::from(w) * i32::from(q)).sum()
     };
-    let mut acc = acc;
-    for (b, x) in row.chunks_exact(format.block_bytes()).zip(x) {
-        let d = f16_at(b, 0) * x.d;
-        acc = match format {
-            Format::Q4_0 => ((nibbles(&b[2..18], x) - 8 * x.sum) as f32).mul_add(d, acc),
-            Format::Q4_1 => {
-                let acc = (nibbles(&b[4..20], x) as f32).mul_add(d, acc);
-                f16_at(b, 2).mul_add(x.d * x.sum as f32, acc)
-            }
-            _ => {
-                let idot: i32 =
-                    b[2..34].iter().zip(&x.q).map(|(&w, &q)| i32::from(w as i8) * i32::from(q)).sum();
-                (idot as f32).mul_add(d, acc)
-            }
-        };
+    let scaled = |scales: [i16; 2], values: [i32; 2]| -> i32 {
+        i32::from(scales[0]) * values[0] + i32::from(scales[1]) * values[1]
+    };
+    let i = scaled(w.scales, [dot(0), dot(1)]);
+    let acc = (i as f32).mul_add(w.d * x.d, acc);
+    match w.minima {
+        Minima::None => acc,
+        Minima::Block(m) => m.mul_add(x.d * x.sum() as f32, acc),
+        Minima::Halves { m, scales } => (scaled(scales, x.sums.map(i32::from)) as f32).mul_add(m * x.d, acc),
     }
-    Some(acc)
 }

@@ -2,6 +2,8 @@
 //!
 //! It knows the rules that the argument structs document, and nothing of how a device keeps its memory.
 
+pub mod mixture;
+
 use crate::{
     AppendKv, Attend, Combine, ComputeError, Embed, Linear, Norm, PAGE_POSITIONS, PageSpec, Pick, Result,
     Rope, SeqRows, WeightKind, WeightSpec,
@@ -82,6 +84,11 @@ pub fn load(spec: &WeightSpec, source_bytes: u64) -> Result<usize> {
     }
     if spec.kind == WeightKind::Vector && spec.rows != 1 {
         return fail(format!("expected a vector (1 row), found {} rows", spec.rows));
+    }
+    if let WeightKind::Experts { count } = spec.kind
+        && (!(1..=mixture::MAX_EXPERTS).contains(&count) || !spec.rows.is_multiple_of(count))
+    {
+        return fail(format!("expected rows in {count} equal parts, one per expert, found {}", spec.rows));
     }
     if !spec.format.can_decode() {
         return fail(format!(
@@ -243,7 +250,8 @@ pub fn rope(args: &Rope, x: Shape, freqs: Shape) -> Result<()> {
     )
 }
 
-/// The rows and pages of every sequence; `spec_of` looks up a page and gives its shape.
+/// The rows and pages of every sequence. Pages before number `first` of a sequence are not looked at; `spec_of` looks
+/// up a page and gives its shape.
 ///
 /// # Errors
 /// Rows outside the batch or out of order, too few pages, a page of another shape or pool.
@@ -252,6 +260,7 @@ pub fn seqs(
     seqs: &[SeqRows],
     rows: usize,
     spec: &PageSpec,
+    first: impl Fn(&SeqRows) -> usize,
     spec_of: impl Fn(crate::Page) -> Result<PageSpec>,
 ) -> Result<()> {
     let mut next = 0usize;
@@ -272,7 +281,7 @@ pub fn seqs(
             || format!("pages for {positions} positions"),
             || format!("{} pages, room for {room}", seq.pages.len()),
         )?;
-        for &page in &seq.pages[..positions.div_ceil(PAGE_POSITIONS)] {
+        for &page in &seq.pages[first(seq)..positions.div_ceil(PAGE_POSITIONS)] {
             let found = spec_of(page)?;
             need(found == *spec, verb, || format!("pages of {spec:?}"), || format!("{found:?}"))?;
         }
@@ -288,22 +297,27 @@ pub fn append_kv(
     v: Shape,
     spec_of: impl Fn(crate::Page) -> Result<PageSpec>,
 ) -> Result<()> {
-    let Some(&first) = args.seqs.iter().find_map(|s| s.pages.first()) else {
-        let rows = args.seqs.iter().map(|s| s.rows).sum::<usize>();
-        return need(rows == 0, "append_kv", || format!("pages for {rows} rows"), || "none".into());
+    let rows = k.rows.min(v.rows);
+    let first = |seq: &SeqRows| seq.position / PAGE_POSITIONS;
+    let Some(&page) = args.seqs.iter().find_map(|s| s.pages.get(first(s))) else {
+        // Nothing to look up: no sequence has rows, or the first that has lacks its page.
+        let none = PageSpec { kv_heads: 0, head_dim: 0 };
+        return seqs("append_kv", args.seqs, rows, &none, first, spec_of);
     };
-    let spec = spec_of(first)?;
+    let spec = spec_of(page)?;
     need_width("append_kv", "K", spec.kv_heads * spec.head_dim, k)?;
     need_width("append_kv", "V", spec.kv_heads * spec.head_dim, v)?;
-    seqs("append_kv", args.seqs, k.rows.min(v.rows), &spec, spec_of)
+    seqs("append_kv", args.seqs, rows, &spec, first, spec_of)
 }
 
 /// # Errors
-/// Heads that do not divide, widths that do not meet, an output that is the input, or what [`seqs`] refuses.
+/// Heads that do not divide, widths that do not meet, an output that is the input, a window or cap that cannot be,
+/// another number of `sinks` than heads, or what [`seqs`] refuses.
 pub fn attend(
     args: &Attend,
     q: Shape,
     out: Shape,
+    sinks: Option<usize>,
     spec_of: impl Fn(crate::Page) -> Result<PageSpec>,
 ) -> Result<()> {
     let (heads, kv_heads) = (args.heads, args.kv_heads);
@@ -318,8 +332,16 @@ pub fn attend(
     need_width("attend", "q", width, q)?;
     need_width("attend", "an output", width, out)?;
     need(args.q != args.out, "attend", || "an output other than q".into(), || "one buffer for both".into())?;
+    need(args.window != Some(0), "attend", || "a window of at least 1".into(), || "0".into())?;
+    if let Some(cap) = args.softcap {
+        let usable = cap.is_finite() && cap > 0.0;
+        need(usable, "attend", || "a finite softcap above 0".into(), || cap.to_string())?;
+    }
+    if let Some(sinks) = sinks {
+        need(sinks == heads, "attend", || format!("a sink for each of {heads} heads"), || sinks.to_string())?;
+    }
     let spec = PageSpec { kv_heads, head_dim: args.head_dim };
-    seqs("attend", args.seqs, q.rows.min(out.rows), &spec, spec_of)
+    seqs("attend", args.seqs, q.rows.min(out.rows), &spec, |s| s.first_page(args.window), spec_of)
 }
 
 /// # Errors
@@ -345,6 +367,14 @@ pub fn map(rows: usize, operands: &[Shape]) -> Result<()> {
         need_width("map", "an operand", first.width, *shape)?;
     }
     Ok(())
+}
+
+/// # Errors
+/// A cap that is no finite positive number, or what [`map`] refuses.
+pub fn softcap(rows: usize, cap: f32, a: Shape, out: Shape) -> Result<()> {
+    let good = cap.is_finite() && cap > 0.0;
+    need(good, "map", || "a finite, positive cap".into(), || cap.to_string())?;
+    map(rows, &[a, out])
 }
 
 /// # Errors

@@ -35,6 +35,12 @@ pub struct Page {
     pub index: u32,
 }
 
+impl Page {
+    /// Stands in a page table for a page that its layer no longer needs; no pool has it.
+    pub const RELEASED: Page =
+        Page { pool: Pool { device: u16::MAX, index: u32::MAX, generation: u32::MAX }, index: u32::MAX };
+}
+
 /// A submitted piece of work.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
@@ -48,6 +54,8 @@ pub enum WeightKind {
     Table,
     /// `[1, cols]`, expanded to f32 (norm weights, biases).
     Vector,
+    /// `[count * rows of one expert, cols]`: matrices of one shape, of which `experts` multiplies the selected ones.
+    Experts { count: usize },
 }
 
 /// Shape, format and use of a weight.

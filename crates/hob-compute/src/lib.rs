@@ -10,6 +10,7 @@ pub mod check;
 mod error;
 mod handles;
 pub mod math;
+mod mixture;
 mod page;
 pub mod reference;
 pub mod slots;
@@ -18,6 +19,7 @@ mod verbs;
 
 pub use error::{ComputeError, Result};
 pub use handles::{Buf, ByteSource, Page, PageSpec, Pool, Ticket, Weight, WeightKind, WeightSpec};
+pub use mixture::{Experts, Gating, GroupScore, Groups, Route, Routing, ShortConv, SlotRows};
 pub use verbs::*;
 
 /// Positions of KV in one page.
@@ -72,6 +74,9 @@ pub trait Compute: Send {
     fn attend(&mut self, args: &Attend) -> Result<()>;
     fn map(&mut self, args: &Map) -> Result<()>;
     fn pick(&mut self, args: &Pick) -> Result<()>;
+    fn route(&mut self, args: &Route) -> Result<()>;
+    fn experts(&mut self, args: &Experts) -> Result<()>;
+    fn short_conv(&mut self, args: &ShortConv) -> Result<()>;
 
     /// Ends recording; the ticket is redeemed by [`Compute::picked`].
     fn submit(&mut self) -> Result<Ticket>;

@@ -5,8 +5,10 @@
 //! and are decoded at every use.
 
 pub mod attention;
+pub mod mixture;
 pub mod rows;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
@@ -16,10 +18,10 @@ use crate::slots::{Slots, next_device};
 use crate::tickets::Tickets;
 use crate::{
     Activation, AppendKv, Attend, Buf, ByteSource, Combine, Compute, ComputeError, DeviceInfo, Embed,
-    HeldBytes, Linear, Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Pool, Result, Rope, Ticket,
-    Weight, WeightKind, WeightSpec, act, math,
+    Experts, HeldBytes, Linear, Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Pool, Result, Rope,
+    Route, ShortConv, Ticket, Weight, WeightKind, WeightSpec, act, math,
 };
-use attention::Partial;
+use attention::Query;
 
 struct Buffer {
     data: Vec<f32>,
@@ -58,13 +60,13 @@ impl Tensor {
         Ok(out)
     }
 
-    /// `x . weight` of every row of `x`, `[rows, weight.rows]`: int8 activations where the format has them, unless
+    /// `x . weight` of every row of `x` and the weight rows `of`, `[rows, of.len()]`: int8 activations where the format has them, unless
     /// `exact`.
-    fn products(&self, x: &[&[f32]], exact: bool) -> Result<Vec<Vec<f32>>> {
+    fn products(&self, of: Range<usize>, x: &[&[f32]], exact: bool) -> Result<Vec<Vec<f32>>> {
         let int8 = !exact && act::uses_int8(self.spec.format);
         let blocks: Vec<_> = if int8 { x.iter().map(|x| act::quantize_row(x)).collect() } else { Vec::new() };
-        let mut out = vec![Vec::with_capacity(self.spec.rows); x.len()];
-        for o in 0..self.spec.rows {
+        let mut out = vec![Vec::with_capacity(of.len()); x.len()];
+        for o in of {
             let row = self.row(o)?;
             for (r, out) in out.iter_mut().enumerate() {
                 let y = blocks.get(r).and_then(|b| act::dot_row(self.spec.format, self.row_bytes(o), b));
@@ -158,7 +160,7 @@ impl Reference {
         check::product(args, x.shape, weight.shape(), bias.map(|b| b.spec.cols), out)?;
         let bias = bias.map(|b| b.row(0)).transpose()?;
         let x: Vec<&[f32]> = (0..args.rows).map(|r| x.row(args.first_row + r)).collect();
-        let mut y = weight.products(&x, self.info.exact)?;
+        let mut y = weight.products(0..weight.spec.rows, &x, self.info.exact)?;
         if let Some(bias) = bias {
             y.iter_mut().for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
         }
@@ -350,29 +352,18 @@ impl Compute for Reference {
 
     fn attend(&mut self, args: &Attend) -> Result<()> {
         let (q, out) = (self.shape("attend", args.q)?, self.shape("attend", args.out)?);
-        check::attend(args, q, out, |page| self.page_spec("attend", page))?;
-        let spec = PageSpec { kv_heads: args.kv_heads, head_dim: args.head_dim };
-        let group = args.heads / args.kv_heads;
+        let sinks = args.sinks.map(|w| self.weight("attend", w, WeightKind::Vector)?.row(0)).transpose()?;
+        let count = sinks.as_ref().map(Vec::len);
+        check::attend(args, q, out, count, |page| self.page_spec("attend", page))?;
         for seq in args.seqs {
             for i in 0..seq.rows {
-                let visible = seq.position + i + 1;
                 let q = self.buffers.get("attend", args.q)?.row(seq.row + i).to_vec();
                 let mut row = vec![0f32; q.len()];
                 for (head, (q, out)) in q.chunks(args.head_dim).zip(row.chunks_mut(args.head_dim)).enumerate()
                 {
-                    let mut state: Option<Partial> = None;
-                    for (p, &page) in seq.pages[..visible.div_ceil(PAGE_POSITIONS)].iter().enumerate() {
-                        let here = (visible - p * PAGE_POSITIONS).min(PAGE_POSITIONS);
-                        let page = self.page("attend", page)?;
-                        let next = Partial::of_page(q, &spec, head / group, page, here, args.scale);
-                        match &mut state {
-                            Some(state) => state.fold(&next),
-                            None => state = Some(next),
-                        }
-                    }
-                    if let Some(state) = state {
-                        state.finish(out);
-                    }
+                    let sink = sinks.as_ref().map(|s| s[head]);
+                    let query = Query::new(args, head, q, sink);
+                    query.attend(seq.position + i, |p| self.page("attend", seq.pages[p]), out)?;
                 }
                 self.buffers.get_mut("attend", args.out)?.row_mut(seq.row + i).copy_from_slice(&row);
             }
@@ -398,6 +389,14 @@ impl Compute for Reference {
                     self.buffers.get_mut("map", out)?.row_mut(r).copy_from_slice(&scaled);
                 }
             }
+            Map::Softcap { a, cap, out, rows } => {
+                check::softcap(rows, cap, self.shape("map", a)?, self.shape("map", out)?)?;
+                for r in 0..rows {
+                    let x = self.buffers.get("map", a)?.row(r);
+                    let capped: Vec<f32> = x.iter().map(|x| math::tanh(x / cap) * cap).collect();
+                    self.buffers.get_mut("map", out)?.row_mut(r).copy_from_slice(&capped);
+                }
+            }
             Map::CopyRow { a, from, out, to } => {
                 check::copy_row(self.shape("map", a)?, from, self.shape("map", out)?, to)?;
                 let row = self.buffers.get("map", a)?.row(from).to_vec();
@@ -421,6 +420,18 @@ impl Compute for Reference {
             picked.log_sum_exp.push(rows::log_sum_exp(row));
         }
         Ok(())
+    }
+
+    fn route(&mut self, args: &Route) -> Result<()> {
+        self.run_route(args)
+    }
+
+    fn experts(&mut self, args: &Experts) -> Result<()> {
+        self.run_experts(args)
+    }
+
+    fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
+        self.run_short_conv(args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

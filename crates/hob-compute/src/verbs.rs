@@ -1,6 +1,6 @@
 //! The argument struct of every verb. Shapes stand beside each field; `rows` is always the number of batch rows.
 
-use crate::{Buf, Page, Weight};
+use crate::{Buf, PAGE_POSITIONS, Page, Weight};
 
 /// A token of a batch row: known to the host, or the result a `pick` left in a device slot.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -105,8 +105,22 @@ pub struct SeqRows<'a> {
     pub rows: usize,
     /// Position of the first row; the following rows are at the following positions.
     pub position: usize,
-    /// Pages of positions 0.., enough for `position + rows`.
+    /// Pages of positions 0.., enough for `position + rows`. A verb looks only at those it needs: `append_kv` at the
+    /// pages it writes, `attend` at those from [`SeqRows::first_page`] on. The others may be [`Page::RELEASED`], or
+    /// anything.
     pub pages: &'a [Page],
+}
+
+impl SeqRows<'_> {
+    /// The first position that any of the rows sees.
+    pub fn first_seen(&self, window: Option<usize>) -> usize {
+        window.map_or(0, |w| self.position.saturating_add(1).saturating_sub(w))
+    }
+
+    /// Index of the first page that `attend` reads: those before it may have been released.
+    pub fn first_page(&self, window: Option<usize>) -> usize {
+        self.first_seen(window) / PAGE_POSITIONS
+    }
 }
 
 /// Writes K and V rows (f32, rounded to f16 to nearest even) to their positions.
@@ -118,11 +132,12 @@ pub struct AppendKv<'a> {
     pub seqs: &'a [SeqRows<'a>],
 }
 
-/// Causal attention of every row over its own sequence's positions `0..=position`.
+/// Causal attention of every row over its own sequence's positions `0..=position`, or the last `window` of them.
 ///
-/// Numerics: the score of a position is one fma chain over ascending `head_dim`, times `scale`; each absolute page gives
-/// a partial (maximum, sum, weighted V) from its positions in ascending order, and partials are folded in page order.
-/// See [`crate::reference`] for the exact operations.
+/// Numerics: the score of a position is one fma chain over ascending `head_dim`, scaled and capped; each absolute page
+/// gives a partial (maximum, sum, weighted V) from the positions that the row sees, ascending; partials are folded in
+/// page order from the first page that holds a visible position, and a sink joins last.
+/// See [`crate::reference::attention`] for the exact operations.
 pub struct Attend<'a> {
     /// `[rows, heads * head_dim]`
     pub q: Buf,
@@ -132,11 +147,11 @@ pub struct Attend<'a> {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub scale: f32,
-    /// Positions a row sees, its own included: `p - window + 1 ..= p`. `None` is all of them.
+    /// Positions a row sees, its own included: `p - window + 1 ..= p`, at least 1. `None` is all of them.
     pub window: Option<usize>,
-    /// Scores become `cap * tanh(score / cap)` after the scale.
+    /// Scores become `cap * tanh(score / cap)` after the scale; finite and positive.
     pub softcap: Option<f32>,
-    /// `[1, heads]` logits that join the softmax's sum without a value (gpt-oss).
+    /// `[1, heads]` vector of logits that join the softmax's sum without a value (gpt-oss); neither scaled nor capped.
     pub sinks: Option<Weight>,
     pub seqs: &'a [SeqRows<'a>],
 }
@@ -148,6 +163,8 @@ pub enum Map {
     Add { a: Buf, b: Buf, out: Buf, rows: usize },
     /// `out = a * factor`
     Scale { a: Buf, factor: f32, out: Buf, rows: usize },
+    /// `out = tanh(a / cap) * cap`, with `math::tanh`; `cap` is finite and positive.
+    Softcap { a: Buf, cap: f32, out: Buf, rows: usize },
     /// Copies one row: `out[to] = a[from]`.
     CopyRow { a: Buf, from: usize, out: Buf, to: usize },
 }

@@ -4,17 +4,20 @@
 //! stands in the verb folders and in [`crate::linear`].
 
 mod exact;
+mod mixture;
 mod product;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use hob_compute::check::{self, Shape};
+use hob_compute::reference::attention::Scoring;
 use hob_compute::slots::{Slots, next_device};
 use hob_compute::tickets::Tickets;
 use hob_compute::{
-    AppendKv, Attend, Buf, ByteSource, Compute, ComputeError, DeviceInfo, Embed, HeldBytes, Linear, Map,
-    Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Result, Rope, Ticket, Weight, WeightKind, WeightSpec,
+    AppendKv, Attend, Buf, ByteSource, Compute, ComputeError, DeviceInfo, Embed, Experts, HeldBytes, Linear,
+    Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Result, Rope, Route, ShortConv, Ticket, Weight,
+    WeightKind, WeightSpec,
 };
 
 use crate::arena::{Arena, HugeVec};
@@ -56,6 +59,7 @@ impl Buffer {
 
 enum Loaded {
     Matrix(Matrix),
+    Experts(Vec<Matrix>),
     /// Rows are read from the source when they are gathered.
     Table {
         source: Arc<dyn ByteSource>,
@@ -146,6 +150,7 @@ pub struct Cpu {
     tables: rope::Tables,
     attention: attend::Scratch,
     picking: pick::Scratch,
+    mixture: mixture::Scratch,
     /// See [`product`].
     unwritten: HugeVec<f32>,
 }
@@ -157,7 +162,7 @@ impl Cpu {
     /// No memory.
     pub fn new(config: &CpuConfig) -> Result<Cpu> {
         let threads = if config.threads == 0 { crate::available_threads() } else { config.threads };
-        let isa = config.isa.map_or_else(Isa::detect, |isa| isa.min(Isa::best()));
+        let isa = config.isa.map_or_else(Isa::detect, Isa::lowered);
         let device = next_device();
         Ok(Cpu {
             info: DeviceInfo { kind: "cpu", isa: isa.name(), threads, exact: config.exact },
@@ -174,6 +179,7 @@ impl Cpu {
             tables: rope::Tables::default(),
             attention: attend::Scratch::default(),
             picking: pick::Scratch::default(),
+            mixture: mixture::Scratch::default(),
             unwritten: HugeVec::zeroed(0)?,
         })
     }
@@ -252,12 +258,10 @@ impl Compute for Cpu {
 
     fn load(&mut self, spec: &WeightSpec, source: Arc<dyn ByteSource>) -> Result<Weight> {
         let row_bytes = check::load(spec, source.len())?;
+        let ctx = LoadCtx { isa: self.isa, exact: self.info.exact, pool: &self.pool, arena: &self.arena };
         let loaded = match spec.kind {
-            WeightKind::Matrix => {
-                let ctx =
-                    LoadCtx { isa: self.isa, exact: self.info.exact, pool: &self.pool, arena: &self.arena };
-                Loaded::Matrix(Matrix::load(spec, source.as_ref(), &ctx)?)
-            }
+            WeightKind::Matrix => Loaded::Matrix(Matrix::load(spec, source.as_ref(), &ctx)?),
+            WeightKind::Experts { count } => Loaded::Experts(mixture::load(spec, count, &source, &ctx)?),
             WeightKind::Table => Loaded::Table { source, row_bytes },
             WeightKind::Vector => self.load_vector(spec, source.as_ref(), row_bytes)?,
         };
@@ -375,11 +379,12 @@ impl Compute for Cpu {
 
     fn attend(&mut self, args: &Attend) -> Result<()> {
         let (q, out) = (self.shape("attend", args.q)?, self.shape("attend", args.out)?);
-        check::attend(args, q, out, |page| page_spec(&self.pages, "attend", page))?;
+        let sinks = args.sinks.map(|w| self.weights.get("attend", w)?.vector("attend")).transpose()?;
+        check::attend(args, q, out, sinks.map(<[f32]>::len), |page| page_spec(&self.pages, "attend", page))?;
         let [q, out] = self.buffers.get_disjoint_mut("attend", [args.q, args.out])?;
         let pools = &self.pages;
         if self.info.exact {
-            exact::attend(&self.pool, pools, args, (&q.data, &mut out.data));
+            exact::attend(&self.pool, pools, args, sinks, (&q.data, &mut out.data));
             return self.touch("attend", args.out);
         }
         let job = attend::Job {
@@ -387,7 +392,9 @@ impl Compute for Cpu {
             out: &mut out.data,
             heads: args.heads,
             spec: PageSpec { kv_heads: args.kv_heads, head_dim: args.head_dim },
-            scale: args.scale,
+            scoring: Scoring::new(args.scale, args.softcap),
+            window: args.window,
+            sinks,
             seqs: args.seqs,
             // Every page was found a moment ago; an empty one would fail the kernels' own length checks.
             page: &|page| pools.get("attend", page.pool).map_or(&[], |p| &p.values[p.span(page.index)]),
@@ -410,6 +417,17 @@ impl Compute for Cpu {
                 } else {
                     let [x, to] = self.buffers.get_disjoint_mut("map", [a, out])?;
                     map::scale(&self.pool, Some(x.rows(rows)), factor, to.rows_mut(rows));
+                }
+                self.touch("map", out)
+            }
+            Map::Softcap { a, cap, out, rows } => {
+                check::softcap(rows, cap, self.shape("map", a)?, self.shape("map", out)?)?;
+                if a == out {
+                    let out = self.buffers.get_mut("map", out)?.rows_mut(rows);
+                    map::softcap(&self.pool, self.isa, None, cap, out);
+                } else {
+                    let [x, to] = self.buffers.get_disjoint_mut("map", [a, out])?;
+                    map::softcap(&self.pool, self.isa, Some(x.rows(rows)), cap, to.rows_mut(rows));
                 }
                 self.touch("map", out)
             }
@@ -440,6 +458,18 @@ impl Compute for Cpu {
         Ok(())
     }
 
+    fn route(&mut self, args: &Route) -> Result<()> {
+        mixture::route(self, args)
+    }
+
+    fn experts(&mut self, args: &Experts) -> Result<()> {
+        mixture::experts(self, args)
+    }
+
+    fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
+        mixture::short_conv(self, args)
+    }
+
     fn submit(&mut self) -> Result<Ticket> {
         Ok(self.tickets.submit())
     }
@@ -452,6 +482,7 @@ impl Compute for Cpu {
     fn held_bytes(&self) -> HeldBytes {
         let weight = |t: &Tensor| match &t.loaded {
             Loaded::Matrix(matrix) => matrix.bytes() as u64,
+            Loaded::Experts(matrices) => matrices.iter().map(|m| m.bytes() as u64).sum(),
             Loaded::Vector(values) => values.len() as u64 * 4,
             Loaded::Table { .. } => 0,
         };

@@ -10,6 +10,7 @@ mod isa;
 pub mod linear;
 pub mod pool;
 pub mod probe;
+pub mod tune;
 pub mod verb;
 
 pub use device::{Cpu, CpuConfig};

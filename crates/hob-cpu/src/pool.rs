@@ -170,7 +170,7 @@ impl Pool {
             Verdict::Restore => all,
             // The caller cannot be left out: when its core is taken, any worker makes room for it to move.
             Verdict::Drop(thread) => {
-                let victim = if thread == 0 { taking_part().last().unwrap_or(0) } else { thread };
+                let victim = if thread == 0 { taking_part().next_back().unwrap_or(0) } else { thread };
                 mask & !(1 << victim) | 1
             }
         };

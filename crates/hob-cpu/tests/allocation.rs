@@ -28,6 +28,7 @@ struct Step {
     freqs: hob_compute::Buf,
     table: hob_compute::Weight,
     norm: hob_compute::Weight,
+    sinks: hob_compute::Weight,
     square: [hob_compute::Weight; 3],
     head: hob_compute::Weight,
     pages: Vec<Page>,
@@ -47,6 +48,7 @@ impl Step {
             freqs: buffer(&mut dev, 32, &[0.3; 32]),
             table: weight(&mut dev, 6, WeightKind::Table, Format::Q8_0, 100, DIM),
             norm: weight(&mut dev, 8, WeightKind::Vector, Format::F32, 1, DIM),
+            sinks: weight(&mut dev, 9, WeightKind::Vector, Format::F32, 1, 3),
             pages: (0..20).map(|index| Page { pool, index }).collect(),
             picked: Picked::default(),
             dev,
@@ -82,19 +84,13 @@ impl Step {
         let seqs = [SeqRows { row: 0, rows: 1, position, pages: &self.pages }];
         dev.append_kv(&AppendKv { k, v, seqs: &seqs }).unwrap();
         let (heads, kv_heads, head_dim) = (3, 3, 64);
-        dev.attend(&Attend {
-            q,
-            out: h,
-            heads,
-            kv_heads,
-            head_dim,
-            scale: 0.125,
-            window: None,
-            softcap: None,
-            sinks: None,
-            seqs: &seqs,
-        })
-        .unwrap();
+        for (window, softcap, sinks) in
+            [(None, None, None), (Some(300), Some(30.0), None), (Some(64), None, Some(self.sinks))]
+        {
+            let (scale, seqs) = (0.125, &seqs);
+            let args = Attend { q, out: h, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs };
+            dev.attend(&args).unwrap();
+        }
         dev.linear(&Linear {
             x: h,
             first_row: 0,

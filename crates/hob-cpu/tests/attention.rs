@@ -2,8 +2,12 @@
 
 mod common;
 
-use common::{agree, buffer, classes, contents, cpu, same_bits};
-use hob_compute::{AppendKv, Attend, Compute, PAGE_POSITIONS, Page, PageSpec, Pool, SeqRows};
+use common::{agree, buffer, classes, contents, cpu, same_bits, weight};
+use hob_compute::reference::Reference;
+use hob_compute::{
+    AppendKv, Attend, Compute, ComputeError, PAGE_POSITIONS, Page, PageSpec, Pool, SeqRows, WeightKind,
+};
+use hob_quant::Format;
 use hob_testkit::rng::Rng;
 
 #[derive(Copy, Clone, Debug)]
@@ -12,6 +16,26 @@ struct Heads {
     kv_heads: usize,
     head_dim: usize,
 }
+
+/// What an `attend` does beside the plain softmax.
+#[derive(Copy, Clone, Debug, Default)]
+struct Rules {
+    window: Option<usize>,
+    softcap: Option<f32>,
+    /// A sink per head, of seeded values.
+    sinks: bool,
+}
+
+/// Windows within a block, of one page, across pages; caps that bend and that flatten; and sinks, mixed.
+const RULES: [Rules; 7] = [
+    Rules { window: Some(1), softcap: None, sinks: false },
+    Rules { window: Some(5), softcap: None, sinks: true },
+    Rules { window: Some(100), softcap: Some(30.0), sinks: true },
+    Rules { window: Some(256), softcap: None, sinks: false },
+    Rules { window: Some(300), softcap: Some(0.5), sinks: false },
+    Rules { window: None, softcap: Some(5.0), sinks: false },
+    Rules { window: None, softcap: None, sinks: true },
+];
 
 /// A sequence's whole timeline: q, k and v of every position, and its pages.
 struct Timeline {
@@ -23,6 +47,7 @@ struct Timeline {
 
 struct World {
     of: Heads,
+    rules: Rules,
     pool: Pool,
     timelines: Vec<Timeline>,
 }
@@ -33,6 +58,10 @@ type Run = (usize, std::ops::Range<usize>);
 impl World {
     /// Timelines of these lengths, their pages scattered over the pool.
     fn new(dev: &mut dyn Compute, of: Heads, lengths: &[usize]) -> World {
+        World::with(dev, of, Rules::default(), lengths)
+    }
+
+    fn with(dev: &mut dyn Compute, of: Heads, rules: Rules, lengths: &[usize]) -> World {
         let spec = PageSpec { kv_heads: of.kv_heads, head_dim: of.head_dim };
         let counts: Vec<usize> = lengths.iter().map(|n| n.div_ceil(PAGE_POSITIONS)).collect();
         let total: usize = counts.iter().sum();
@@ -46,7 +75,7 @@ impl World {
             v: rng.normal_vec(n * of.kv_heads * of.head_dim, 1.0),
             pages: free.split_off(free.len() - pages).into_iter().map(|index| Page { pool, index }).collect(),
         });
-        World { of, pool, timelines: timelines.collect() }
+        World { of, rules, pool, timelines: timelines.collect() }
     }
 
     fn rows(&self, runs: &[Run], of: impl Fn(&Timeline) -> &[f32], width: usize) -> Vec<f32> {
@@ -80,29 +109,34 @@ impl World {
         dev.free(v).unwrap();
     }
 
+    /// Gives up the pages that rows from `position` on do not need.
+    fn release(&mut self, position: usize) {
+        for t in &mut self.timelines {
+            let first = SeqRows { row: 0, rows: 0, position, pages: &[] }.first_page(self.rules.window);
+            t.pages[..first].fill(Page::RELEASED);
+        }
+    }
+
     fn attend(&self, dev: &mut dyn Compute, runs: &[Run]) -> Vec<f32> {
+        self.try_attend(dev, runs).unwrap()
+    }
+
+    fn try_attend(&self, dev: &mut dyn Compute, runs: &[Run]) -> Result<Vec<f32>, ComputeError> {
         let Heads { heads, kv_heads, head_dim } = self.of;
+        let Rules { window, softcap, sinks } = self.rules;
         let data = self.rows(runs, |t| &t.q, heads * head_dim);
         let q = buffer(dev, heads * head_dim, &data);
         let out = dev.alloc(data.len() / (heads * head_dim), heads * head_dim).unwrap();
         let scale = 1.0 / (head_dim as f32).sqrt();
-        dev.attend(&Attend {
-            q,
-            out,
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            window: None,
-            softcap: None,
-            sinks: None,
-            seqs: &self.seqs(runs),
-        })
-        .unwrap();
+        let sinks = sinks.then(|| weight(dev, 77, WeightKind::Vector, Format::F32, 1, heads));
+        let seqs = &self.seqs(runs);
+        let args = Attend { q, out, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs };
+        dev.attend(&args)?;
         let found = contents(dev, out, data.len());
         dev.free(q).unwrap();
         dev.free(out).unwrap();
-        found
+        sinks.map_or(Ok(()), |w| dev.unload(w)).unwrap();
+        Ok(found)
     }
 
     /// One step of a model: the rows are appended, then attend.
@@ -341,6 +375,169 @@ fn attention_is_a_softmax_weighted_mean() {
                     (mean - got).abs() < 1e-5,
                     "row {row} head {head} dim {d}: expected {mean}, found {got}"
                 );
+            }
+        }
+    }
+}
+
+/// Rows at the edges of blocks, pages and of the windows in [`RULES`]; one row, several, and a tile's worth.
+const EDGES: [std::ops::Range<usize>; 8] =
+    [0..1, 0..33, 63..66, 99..101, 254..258, 299..302, 511..514, 567..600];
+
+fn rules(of: Heads) {
+    for rules in RULES {
+        let run = |dev: &mut dyn Compute| -> Vec<f32> {
+            let world = World::with(dev, of, rules, &[600]);
+            world.append(dev, &[(0, 0..600)]);
+            EDGES.iter().flat_map(|rows| world.attend(dev, &[(0, rows.clone())])).collect()
+        };
+        let expected = run(&mut Reference::new(false));
+        for isa in classes() {
+            for threads in [1, 2, 3] {
+                let what = format!("{of:?}, {rules:?}, {isa}, {threads} threads");
+                same_bits(&what, &expected, &run(&mut cpu(isa, threads, false)));
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_caps_and_sinks_of_narrow_heads() {
+    for head_dim in [16, 64] {
+        for group in [1, 3, 4, 8] {
+            rules(Heads { heads: group, kv_heads: 1, head_dim });
+        }
+    }
+}
+
+#[test]
+fn windows_caps_and_sinks_of_wide_heads() {
+    rules(Heads { heads: 3, kv_heads: 1, head_dim: 80 });
+    rules(Heads { heads: 8, kv_heads: 2, head_dim: 128 });
+    rules(Heads { heads: 4, kv_heads: 1, head_dim: 256 });
+    rules(Heads { heads: 2, kv_heads: 1, head_dim: 20 });
+}
+
+#[test]
+fn exact_devices_know_windows_caps_and_sinks() {
+    for rules in RULES {
+        agree(&format!("exact, {rules:?}"), true, |dev| {
+            let world = World::with(dev, Heads { heads: 4, kv_heads: 2, head_dim: 24 }, rules, &[300]);
+            let mut all = world.step(dev, &[(0, 0..270)]);
+            all.extend(world.step(dev, &[(0, 270..300)]));
+            all
+        });
+    }
+}
+
+#[test]
+fn rows_of_one_tile_with_windows_far_apart() {
+    // Tiles of many rows whose first and last see no page together.
+    for window in [1, 40, 200, 260] {
+        let rules = Rules { window: Some(window), ..Rules::default() };
+        agree(&format!("window {window}"), false, |dev| {
+            let of = Heads { heads: 2, kv_heads: 2, head_dim: 64 };
+            let world = World::with(dev, of, rules, &[900, 70]);
+            world.append(dev, &[(0, 0..900), (1, 0..70)]);
+            world.attend(dev, &[(0, 200..900), (1, 3..70)])
+        });
+    }
+}
+
+#[test]
+fn released_pages_are_never_looked_at_in_one_go_in_chunks_or_token_by_token() {
+    let (n, of) = (700, Heads { heads: 6, kv_heads: 2, head_dim: 64 });
+    let rules = Rules { window: Some(130), softcap: Some(20.0), sinks: true };
+    for isa in classes() {
+        for threads in [1, 2, 3] {
+            let run = |step: usize| {
+                let mut dev = cpu(isa, threads, false);
+                let mut world = World::with(&mut dev, of, rules, &[n]);
+                let steps = (0..n).step_by(step).map(|at| at..(at + step).min(n));
+                let rows = |rows: std::ops::Range<usize>| {
+                    world.release(rows.start);
+                    world.step(&mut dev, &[(0, rows)])
+                };
+                steps.flat_map(rows).collect::<Vec<f32>>()
+            };
+            let whole = run(n);
+            for step in [1, 7, 64, 100, 257] {
+                same_bits(&format!("{isa}, {threads} threads, steps of {step}"), &whole, &run(step));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_released_page_that_is_needed_is_an_error() {
+    for dev in [&mut Reference::new(false) as &mut dyn Compute, &mut cpu(hob_cpu::Isa::best(), 2, false)] {
+        let of = Heads { heads: 2, kv_heads: 1, head_dim: 16 };
+        let rules = Rules { window: Some(10), ..Rules::default() };
+        let mut world = World::with(dev, of, rules, &[600]);
+        world.append(dev, &[(0, 0..600)]);
+        world.release(521);
+        assert!(matches!(world.try_attend(dev, &[(0, 520..521)]), Err(ComputeError::Handle { .. })));
+        world.attend(dev, &[(0, 521..600)]);
+    }
+}
+
+#[test]
+fn nothing_outside_the_window_reaches_a_row() {
+    let of = Heads { heads: 3, kv_heads: 1, head_dim: 64 };
+    for (window, position) in [(1, 300), (40, 300), (100, 355), (256, 511), (300, 599)] {
+        let rules = Rules { window: Some(window), softcap: None, sinks: true };
+        for isa in classes() {
+            let run = |poisoned: bool| {
+                let mut dev = cpu(isa, 2, false);
+                let mut world = World::with(&mut dev, of, rules, &[600]);
+                if poisoned {
+                    let t = &mut world.timelines[0];
+                    t.k[..(position + 1 - window) * 64].fill(f32::NAN);
+                    t.v[..(position + 1 - window) * 64].fill(f32::NAN);
+                }
+                world.append(&mut dev, &[(0, 0..600)]);
+                world.attend(&mut dev, &[(0, position..position + 1)])
+            };
+            let clean = run(false);
+            assert!(clean.iter().all(|v| v.is_finite()));
+            same_bits(&format!("window {window} at {position}, {isa}"), &clean, &run(true));
+        }
+    }
+}
+
+#[test]
+fn windows_caps_and_sinks_mean_what_they_say() {
+    // Against f64, on f16-rounded K and V.
+    let of = Heads { heads: 2, kv_heads: 1, head_dim: 64 };
+    let f16 = |x: f32| f64::from(half::f16::from_f32(x).to_f32());
+    let sinks = Rng::new(77).normal_vec(2, 0.5);
+    for rules in RULES {
+        let mut dev = cpu(hob_cpu::Isa::best(), 2, false);
+        let world = World::with(&mut dev, of, rules, &[400]);
+        world.append(&mut dev, &[(0, 0..400)]);
+        let t = &world.timelines[0];
+        for position in [0, 77, 399] {
+            let found = world.attend(&mut dev, &[(0, position..position + 1)]);
+            for head in 0..2 {
+                let q = &t.q[(position * 2 + head) * 64..][..64];
+                let score = |p: usize| -> f64 {
+                    let dot: f64 = q.iter().zip(&t.k[p * 64..]).map(|(&q, &k)| f64::from(q) * f16(k)).sum();
+                    let cap = rules.softcap.map(f64::from);
+                    cap.map_or(dot / 8.0, |cap| cap * (dot / 8.0 / cap).tanh())
+                };
+                let first = rules.window.map_or(0, |w| (position + 1).saturating_sub(w));
+                let weights: Vec<f64> = (first..=position).map(|p| score(p).exp()).collect();
+                let sink = if rules.sinks { f64::from(sinks[head]).exp() } else { 0.0 };
+                let total = weights.iter().sum::<f64>() + sink;
+                for d in 0..64 {
+                    let v = |i: usize| f16(t.v[(first + i) * 64 + d]);
+                    let mean: f64 = weights.iter().enumerate().map(|(i, w)| w * v(i)).sum::<f64>() / total;
+                    let got = f64::from(found[head * 64 + d]);
+                    assert!(
+                        (mean - got).abs() < 1e-5,
+                        "{rules:?} at {position}: expected {mean}, found {got}"
+                    );
+                }
             }
         }
     }

@@ -123,6 +123,8 @@ fn ranges_outside_a_buffer() {
         shape(dev.upload(x, usize::MAX, &[1.0]), "a range inside");
         shape(dev.map(&Map::CopyRow { a: x, from: 3, out: x, to: 0 }), "below 3");
         shape(dev.map(&Map::Scale { a: x, factor: 2.0, out: x, rows: 4 }), "at least 4 rows");
+        shape(dev.map(&Map::Softcap { a: x, cap: 2.0, out: x, rows: 4 }), "at least 4 rows");
+        shape(dev.map(&Map::Softcap { a: x, cap: f32::NAN, out: x, rows: 1 }), "a finite, positive cap");
     });
 }
 
@@ -288,7 +290,7 @@ fn sequences_that_do_not_fit() {
         let beyond = [page(2)];
         both(&[SeqRows { pages: &beyond, ..seq(0, 1, 0) }], "below 2");
         let mixed = [page(0), Page { pool: other, index: 0 }];
-        both(&[SeqRows { pages: &mixed, ..seq(0, 1, 256) }], "kv_heads: 2");
+        both(&[SeqRows { pages: &mixed, ..seq(0, 2, 255) }], "kv_heads: 2");
         let seqs = [seq(0, 1, 0)];
         let attend = Attend {
             q: x,
@@ -317,6 +319,17 @@ fn sequences_that_do_not_fit() {
         };
         shape(dev.attend(&attend), "whole groups");
         shape(dev.attend(&Attend { heads: 2, kv_heads: 1, ..attend }), "width 16");
+        let one = Attend { heads: 1, kv_heads: 1, ..attend };
+        shape(dev.attend(&Attend { window: Some(0), ..one }), "at least 1");
+        for cap in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            shape(dev.attend(&Attend { softcap: Some(cap), ..one }), "finite softcap");
+        }
+        let sinks = |dev: &mut dyn Compute, kind| weight(dev, 3, kind, Format::F32, 1, 2);
+        let (two, matrix) = (sinks(dev, WeightKind::Vector), sinks(dev, WeightKind::Matrix));
+        shape(dev.attend(&Attend { sinks: Some(two), ..one }), "each of 1 heads");
+        shape(dev.attend(&Attend { sinks: Some(matrix), ..one }), "Vector");
+        dev.unload(two).unwrap();
+        stale(dev.attend(&Attend { sinks: Some(two), ..one }));
         shape(dev.copy_page(page(0), page(1), 257), "at most 256");
         shape(dev.copy_page(page(0), Page { pool: other, index: 0 }, 1), "kv_heads: 2");
         shape(dev.copy_page(page(0), page(7), 1), "below 2");

@@ -23,29 +23,51 @@ impl ByteSource for Bytes {
     }
 }
 
-/// Random blocks with small finite scales; Q8_0 codes include -128, which no encoder writes but a file may hold.
+/// Formats with int8 products.
+fn int8_formats() -> impl Iterator<Item = Format> {
+    Format::ALL.iter().copied().filter(|&f| uses_int8(f))
+}
+
+/// Random blocks with small finite scales; every code occurs, also those that no encoder writes (Q8_0's -128).
 fn random_rows(rng: &mut Rng, format: Format, rows: usize, cols: usize) -> Vec<u8> {
-    match format {
-        Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => {
-            let mut bytes = rng.bytes(rows * format.row_bytes(cols).unwrap());
-            for block in bytes.chunks_exact_mut(format.block_bytes()) {
-                let scales = if format == Format::Q4_1 { 2 } else { 1 };
-                for s in block[..2 * scales].chunks_exact_mut(2) {
-                    s.copy_from_slice(&half_bits(rng.range_f32(-0.1, 0.1)).to_le_bytes());
-                }
-            }
-            bytes
+    if uses_int8(format) {
+        let mut bytes = rng.bytes(rows * format.row_bytes(cols).unwrap());
+        bytes.chunks_exact_mut(format.block_bytes()).for_each(|block| set_scales(rng, format, block));
+        return bytes;
+    }
+    let values = rng.normal_vec(rows * cols, 0.3);
+    let mut bytes = vec![0; rows * format.row_bytes(cols).unwrap()];
+    for (row, x) in bytes.chunks_exact_mut(format.row_bytes(cols).unwrap()).zip(values.chunks_exact(cols)) {
+        hob_quant::encode_row(format, x, row).unwrap();
+    }
+    bytes
+}
+
+/// Gives a block finite float factors, wherever its format keeps them.
+fn set_scales(rng: &mut Rng, format: Format, block: &mut [u8]) {
+    let (first, count) = match format {
+        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => (0, 2),
+        Format::Q2K => (80, 2),
+        Format::Q3K => (108, 1),
+        Format::Q6K => (208, 1),
+        Format::TQ1_0 => (52, 1),
+        Format::TQ2_0 => (64, 1),
+        Format::MXFP4 => {
+            block[0] = [0, 1, 2, 120, 127, 129][rng.below(6)];
+            return;
         }
-        _ => {
-            let values = rng.normal_vec(rows * cols, 0.3);
-            let mut bytes = vec![0; rows * format.row_bytes(cols).unwrap()];
-            for (row, x) in
-                bytes.chunks_exact_mut(format.row_bytes(cols).unwrap()).zip(values.chunks_exact(cols))
-            {
-                hob_quant::encode_row(format, x, row).unwrap();
+        Format::IQ1M => {
+            // A quarter of the f16 in the top nibble of each of four words.
+            let d = half_bits(rng.range_f32(-0.1, 0.1));
+            for i in 0..4 {
+                block[49 + 2 * i] = block[49 + 2 * i] & 15 | ((d >> (4 * i) & 15) as u8) << 4;
             }
-            bytes
+            return;
         }
+        _ => (0, 1),
+    };
+    for s in block[first..first + 2 * count].chunks_exact_mut(2) {
+        s.copy_from_slice(&half_bits(rng.range_f32(-0.1, 0.1)).to_le_bytes());
     }
 }
 
@@ -97,17 +119,23 @@ struct Case {
 }
 
 fn check(case: &Case, isa: Isa) {
-    let Case { format, rows, cols, n, exact, threads } = *case;
-    let label = format!("{format} {isa} {rows}x{cols} n={n} exact={exact} threads={threads}");
+    let Case { format, rows, cols, n, .. } = *case;
     let mut rng = Rng::for_label(7, &format!("{format}{rows}{cols}{n}"));
     let bytes = random_rows(&mut rng, format, rows, cols);
     let x = rng.normal_vec(n * cols, 1.0);
+    check_on(case, isa, &bytes, &x);
+}
+
+/// All outputs of one product equal the specification's.
+fn check_on(case: &Case, isa: Isa, bytes: &[u8], x: &[f32]) {
+    let Case { format, rows, cols, n, exact, threads } = *case;
+    let label = format!("{format} {isa} {rows}x{cols} n={n} exact={exact} threads={threads}");
     let pool = Pool::new(threads, false);
     let arena = Arena::new();
     let ctx = LoadCtx { isa, exact, pool: &pool, arena: &arena };
-    let matrix = Matrix::load(&spec(format, rows, cols), &Bytes(bytes.clone()), &ctx).unwrap();
+    let matrix = Matrix::load(&spec(format, rows, cols), &Bytes(bytes.to_vec()), &ctx).unwrap();
     // Input and output end at a guard page: a load or store past them is a fault.
-    let guarded = GuardedBuf::from_f32(&x, Edge::End);
+    let guarded = GuardedBuf::from_f32(x, Edge::End);
     let mut out = GuardedBuf::new(n * rows * 4, Edge::End);
     let job = Job {
         x: guarded.as_f32(),
@@ -121,22 +149,61 @@ fn check(case: &Case, isa: Isa) {
     run(&pool, isa, job).unwrap();
     let out = out.as_f32();
     for r in 0..n {
-        let want = expected(format, exact, &bytes, cols, &x[r * cols..(r + 1) * cols]);
+        let want = expected(format, exact, bytes, cols, &x[r * cols..(r + 1) * cols]);
         for (i, (got, want)) in out[r * rows..(r + 1) * rows].iter().zip(&want).enumerate() {
             assert_eq!(got.to_bits(), want.to_bits(), "{label}: row {r} output {i}: {got} instead of {want}");
         }
     }
 }
 
+/// One block, an odd number of blocks, whole superblocks, more than the kernels unpack at a time.
+fn shapes(format: Format) -> impl Iterator<Item = (usize, usize)> {
+    let widths = if format.block_len() == 256 { [256, 768, 2048, 2304] } else { [32, 96, 256, 2080] };
+    [(1, 0), (15, 1), (16, 2), (17, 3), (40, 0), (40, 1)].into_iter().map(move |(r, w)| (r, widths[w]))
+}
+
 #[test]
 fn int8_formats_equal_their_specification_bit_for_bit() {
     for isa in isas() {
-        for format in [Format::Q4_0, Format::Q4_1, Format::Q8_0] {
-            for (rows, cols) in
-                [(1, 32), (7, 64), (8, 96), (16, 32), (17, 160), (33, 576), (64, 2080), (200, 96), (2100, 64)]
-            {
-                for n in [1, 2, 3, 4, 5, 8, 9, 13, 33] {
+        for format in int8_formats() {
+            for (rows, cols) in shapes(format) {
+                for n in [1, 2, 3, 4, 5, 8, 9, 33] {
                     check(&Case { format, rows, cols, n, exact: false, threads: 1 + n % 3 }, isa);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_rows_are_shared_between_threads() {
+    for isa in isas() {
+        for format in [Format::Q4_0, Format::Q8_0] {
+            for (rows, cols, n) in [(200, 96, 1), (2100, 64, 2), (2100, 64, 5)] {
+                check(&Case { format, rows, cols, n, exact: false, threads: 3 }, isa);
+            }
+        }
+    }
+}
+
+/// Sums of 16 bits must hold the largest codes of every format against the largest activations of either sign.
+#[test]
+fn the_largest_codes_and_activations_do_not_overflow() {
+    let mut rng = Rng::new(127);
+    for format in int8_formats() {
+        let (rows, cols) = (7, 256);
+        let row_bytes = format.row_bytes(cols).unwrap();
+        // Rows of one byte each: all ones, all zeros, sign bits, and nibbles at their ends.
+        let fill = [0xff, 0x00, 0x80, 0x7f, 0xf0, 0x0f, 0x88];
+        let mut bytes: Vec<u8> = fill.iter().flat_map(|&b| vec![b; row_bytes]).collect();
+        bytes.chunks_exact_mut(format.block_bytes()).for_each(|block| set_scales(&mut rng, format, block));
+        let signs: [fn(usize) -> bool; 5] =
+            [|_| true, |_| false, |k| k % 2 == 0, |k| k % 32 < 16, |k| k % 8 < 4];
+        for n in [1, 2, 5] {
+            for sign in signs {
+                let x: Vec<f32> = (0..n * cols).map(|k| if sign(k) { 1.0 } else { -1.0 }).collect();
+                for isa in isas() {
+                    check_on(&Case { format, rows, cols, n, exact: false, threads: 1 }, isa, &bytes, &x);
                 }
             }
         }
@@ -157,10 +224,10 @@ fn float_formats_equal_their_specification_bit_for_bit() {
 }
 
 #[test]
-fn exact_mode_and_formats_without_a_kernel_multiply_decoded_rows() {
+fn exact_mode_multiplies_decoded_rows() {
     for isa in isas() {
         for (format, exact) in
-            [(Format::Q4_0, true), (Format::Q4_1, true), (Format::Q8_0, true), (Format::Q5_0, false)]
+            [(Format::Q4_0, true), (Format::Q4_1, true), (Format::Q8_0, true), (Format::Q5_0, true)]
         {
             for (rows, cols, n) in [(5, 64, 1), (18, 96, 3), (33, 160, 12)] {
                 check(&Case { format, rows, cols, n, exact, threads: 2 }, isa);

@@ -136,6 +136,10 @@ fn map_with_every_pattern_of_shared_operands() {
             dev.map(&Map::Scale { a, factor: 0.3, out, rows }).unwrap();
             all.extend(contents(dev, out, rows * width));
             dev.map(&Map::Scale { a, factor: -1.7, out: a, rows }).unwrap();
+            dev.map(&Map::Softcap { a, cap: 0.7, out, rows }).unwrap();
+            all.extend(contents(dev, out, rows * width));
+            dev.map(&Map::Softcap { a: out, cap: 30.0, out, rows }).unwrap();
+            all.extend(contents(dev, out, rows * width));
             dev.map(&Map::CopyRow { a, from: rows - 1, out: a, to: 0 }).unwrap();
             dev.map(&Map::CopyRow { a, from: 0, out: b, to: rows - 1 }).unwrap();
             all.extend(contents(dev, a, rows * width));

@@ -64,6 +64,7 @@ impl Engine {
             template,
             vocab,
             ctx_tokens: layout.ctx_tokens,
+            rewinds: !model.info().recurrent(),
             released: Mutex::new(Vec::new()),
         };
         Ok(Engine {

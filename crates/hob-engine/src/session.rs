@@ -17,6 +17,8 @@ pub(crate) struct Shared {
     pub template: std::result::Result<ChatTemplate, Arc<TextError>>,
     pub vocab: usize,
     pub ctx_tokens: usize,
+    /// Whether state can go back to any earlier position; recurrent state can only be kept whole or dropped.
+    pub rewinds: bool,
     /// Sequences of dropped sessions, freed by the engine when it next looks.
     pub released: Mutex<Vec<SeqId>>,
 }
@@ -137,14 +139,16 @@ impl Session {
         self.ready
     }
 
-    /// Makes `prompt` the timeline and keeps the state of the longest prefix both have in common.
+    /// Makes `prompt` the timeline and keeps the state of the longest prefix both have in common; with recurrent state,
+    /// all of it or nothing.
     ///
     /// # Errors
     /// As [`Front::tokenize`]; the session is unchanged then.
     pub fn sync(&mut self, prompt: &Prompt) -> Result<Synced> {
         let tokens = self.front.tokenize(prompt)?;
         let common = self.tokens[..self.ready].iter().zip(&tokens).take_while(|(a, b)| a == b).count();
-        self.ready = common.min(tokens.len() - 1);
+        let kept = common.min(tokens.len() - 1);
+        self.ready = if kept == self.ready || self.front.0.rewinds { kept } else { 0 };
         self.tokens.clear();
         self.tokens.extend_from_slice(&tokens);
         self.pieces.clear();

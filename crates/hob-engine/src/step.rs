@@ -59,10 +59,11 @@ impl Engine {
 
     /// Fills the batch.
     fn schedule(&mut self) {
-        let Engine { jobs, batch, .. } = self;
+        let Engine { jobs, batch, model, .. } = self;
         batch.rows.clear();
         let mut room = Room { rows: self.chunk_rows, logit_rows: self.logit_rows, next_logit_row: 0 };
         for job in jobs.iter_mut() {
+            model.iter().for_each(|model| rebuild_unless_resumable(model, job));
             job.rows = 0;
             job.logit_row = None;
             job.sampled = None;
@@ -206,6 +207,14 @@ impl Room {
             self.next_logit_row += 1;
             self.logit_rows -= 1;
         }
+    }
+}
+
+/// Recurrent state that is not what the session wants cannot be cut to it: the timeline is run again from 0.
+fn rebuild_unless_resumable(model: &Model, job: &mut Job) {
+    let (Some(sequence), ready) = (job.session.sequence, job.session.ready) else { return };
+    if model.info().recurrent() && !model.can_truncate(sequence, ready).unwrap_or(false) {
+        job.session.ready = 0;
     }
 }
 

@@ -9,14 +9,19 @@ use hob_engine::{Cancel, Engine, Finish, Prompt, Request, Runtime, RuntimeConfig
 use hob_files::ModelFile;
 use hob_model::Layout;
 
-/// Prompt and 24 greedy tokens. A third prompt tried, "The capital of France is", parts from llama.cpp at the sixth token:
-/// there hob's leading candidates differ by 0.03 with int8 activations and by 0.22, in the same order, with exact ones.
-const CONTINUATIONS: [(&str, &str); 2] = [
-    ("Water boils at", " 100°C, which is a perfect Celsius.\n\nThe ratio of the heat released to the heat"),
+/// Prompt, number of greedy tokens, and their text. The second stops where the engines part: of the next token's leading
+/// candidates, exact activations put " the" 0.12 above " human", int8 ones 0.07; llama.cpp takes the other. A third prompt
+/// tried, "The capital of France is", parts at the sixth token, likewise by 0.03 and 0.22.
+const CONTINUATIONS: [(&str, usize, &str); 2] = [
+    (
+        "Water boils at",
+        24,
+        " 100°C, which is a perfect Celsius.\n\nThe ratio of the heat released to the heat",
+    ),
     (
         "The first president of the United States was",
-        " John F. Kennedy. He was a former American astronaut who became a leading advocate for human space \
-         exploration. He was also",
+        17,
+        " John F. Kennedy. He was a former American astronaut who became a leading advocate for",
     ),
 ];
 
@@ -35,13 +40,10 @@ fn smollm2_continues_as_in_llama_cpp() {
     for threads in [1, 2] {
         let runtime = Runtime::new(&RuntimeConfig { threads: Some(threads), exact: false }).unwrap();
         let mut engine = Engine::load(&runtime, Arc::clone(&file), Layout::new(256), &mut |_, _| ()).unwrap();
-        for (prompt, want) in CONTINUATIONS {
+        for (prompt, max_tokens, want) in CONTINUATIONS {
             let mut session = engine.session().unwrap();
-            let request = Request {
-                sampling: Sampling::greedy(),
-                max_tokens: 24,
-                ..Request::new(Prompt::text(prompt))
-            };
+            let request =
+                Request { sampling: Sampling::greedy(), max_tokens, ..Request::new(Prompt::text(prompt)) };
             let mut streamed = String::new();
             let outcome = engine
                 .generate(&mut session, &request, &Cancel::new(), &mut |t| streamed.push_str(t))

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -494,4 +495,50 @@ fn chat_is_rendered_with_the_models_template() {
         engine.front().render_chat(&messages).unwrap(),
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     );
+}
+
+/// A model whose layers remember more than keys and values.
+fn recurrent(runtime: &Arc<Runtime>) -> Engine {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hob-model/tests/golden/lfm2/model.f32.gguf");
+    let file = Arc::new(hob_files::ModelFile::open(&path).unwrap());
+    Engine::load(runtime, file, layout(2, 16), &mut |_, _| {}).unwrap()
+}
+
+#[test]
+fn recurrent_state_is_kept_whole_or_built_anew() {
+    let mut engine = recurrent(&runtime());
+    let first = prompt(1, 40);
+    let mut session = engine.session().unwrap();
+    let outcome = generate(&mut engine, &mut session, &greedy(first.clone(), 10)).unwrap();
+    assert_eq!(outcome.tokens, alone(&mut engine, &greedy(first.clone(), 10)).tokens);
+    // The timeline goes on where it ended: nothing is run twice.
+    let longer: Vec<u32> = session.tokens().iter().copied().chain(prompt(2, 5)).collect();
+    let continued = generate(&mut engine, &mut session, &greedy(longer.clone(), 6)).unwrap();
+    assert_eq!(continued.figures.reused_tokens, 40 + 9);
+    assert_eq!(continued.tokens, alone(&mut engine, &greedy(longer, 6)).tokens);
+    // A shorter common prefix cannot be cut out of the state.
+    let turned: Vec<u32> = first[..25].iter().copied().chain(prompt(3, 9)).collect();
+    let rebuilt = generate(&mut engine, &mut session, &greedy(turned.clone(), 6)).unwrap();
+    assert_eq!(rebuilt.figures.reused_tokens, 0);
+    assert_eq!(rebuilt.tokens, alone(&mut engine, &greedy(turned, 6)).tokens);
+    // Nor can the last position alone.
+    let again = session.tokens().to_vec();
+    let again = generate(&mut engine, &mut session, &greedy(again[..again.len() - 1].to_vec(), 3)).unwrap();
+    assert_eq!(again.figures.reused_tokens, 0);
+}
+
+#[test]
+fn recurrent_state_after_a_device_error_is_built_anew() {
+    let (runtime, countdown) = faulty();
+    let mut engine = recurrent(&runtime);
+    let mut session = engine.session().unwrap();
+    let first = greedy(prompt(1, 30), 4);
+    generate(&mut engine, &mut session, &first).unwrap();
+    let next = greedy(session.tokens().iter().copied().chain(prompt(2, 5)).collect(), 4);
+    // The second attention layer fails, after convolutions have moved on.
+    countdown.store(-98, Ordering::Relaxed);
+    generate(&mut engine, &mut session, &next).unwrap_err();
+    countdown.store(i64::MAX, Ordering::Relaxed);
+    let outcome = generate(&mut engine, &mut session, &next).unwrap();
+    assert_eq!(outcome.tokens, alone(&mut engine, &next).tokens);
 }

@@ -187,6 +187,12 @@ impl ModelFile {
         }
     }
 
+    /// Whether the file's cached pages would crowd out what is made from them: it is larger than a third of the memory.
+    /// Smaller files stay cached, so that the next start is quick.
+    pub fn crowds_memory(&self) -> bool {
+        os::physical_bytes().is_some_and(|memory| self.total_bytes() > memory / 3)
+    }
+
     /// Joins the tables of all shards; names must be unique across them.
     fn join(
         kind: FileKind,

@@ -76,6 +76,19 @@ pub(crate) fn drop_cache(file: &File, offset: u64, len: u64) {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn drop_cache(_file: &File, _offset: u64, _len: u64) {}
 
+/// Bytes of physical memory; `None` where the system does not say.
+#[cfg(unix)]
+pub(crate) fn physical_bytes() -> Option<u64> {
+    // SAFETY: asks for two numbers.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?).filter(|&bytes| bytes > 0)
+}
+
+#[cfg(not(unix))]
+pub(crate) fn physical_bytes() -> Option<u64> {
+    None
+}
+
 /// Bytes that an unprivileged process may still write to the file system of `path` (which must exist).
 #[cfg(unix)]
 pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {

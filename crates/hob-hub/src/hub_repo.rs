@@ -244,7 +244,7 @@ impl Hub {
         }
         let first = files.remove(0).1;
         let main = |base: &Path| if folder { base.to_owned() } else { base.join(&first.file) };
-        if let Err(why) = hob_files::ModelFile::open(&main(&ready)) {
+        if let Err(why) = hob_files::ModelFile::open(main(&ready)) {
             remove_tree(&work)?;
             return Err(HubError::Unreadable { name: name.to_string(), why });
         }

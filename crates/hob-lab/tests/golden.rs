@@ -11,8 +11,24 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../hob-model/tests/golden").join(name)
 }
 
+const FIXTURES: [&str; 11] = [
+    "llama3",
+    "llama_tied",
+    "qwen2",
+    "qwen3",
+    "qwen3_yarn",
+    "smollm3",
+    "mistral",
+    "phi3",
+    "olmo2",
+    "granite",
+    "glm4",
+];
+/// Fixtures with sliding windows.
+const WINDOWED: [&str; 3] = ["gemma2", "gemma3", "olmo3"];
+
 fn fixtures() -> Vec<PathBuf> {
-    ["llama3", "llama_tied", "qwen2"].map(fixture).to_vec()
+    FIXTURES.map(fixture).to_vec()
 }
 
 fn cpu(threads: usize, exact: bool) -> hob_cpu::Cpu {
@@ -21,8 +37,8 @@ fn cpu(threads: usize, exact: bool) -> hob_cpu::Cpu {
 }
 
 /// All fixtures pass, in both file forms, with everything recorded actually checked.
-fn assert_passes(dev: &mut dyn Compute) {
-    let report = golden::run(&fixtures(), dev);
+fn assert_passes(fixtures: &[PathBuf], dev: &mut dyn Compute) {
+    let report = golden::run(fixtures, dev);
     println!("{report}");
     assert!(report.passed(), "{report}");
     for model in &report.models {
@@ -40,12 +56,26 @@ fn assert_passes(dev: &mut dyn Compute) {
 
 #[test]
 fn fixtures_pass_on_the_reference_device() {
-    assert_passes(&mut Reference::new(true));
+    assert_passes(&fixtures(), &mut Reference::new(true));
 }
 
 #[test]
 fn fixtures_pass_on_the_cpu() {
-    assert_passes(&mut cpu(2, true));
+    assert_passes(&fixtures(), &mut cpu(2, true));
+}
+
+#[test]
+fn fixtures_with_mixtures_and_convolutions_pass() {
+    let fixtures = ["qwen3_moe", "lfm2", "lfm2_moe"].map(fixture);
+    assert_passes(&fixtures, &mut Reference::new(true));
+    assert_passes(&fixtures, &mut cpu(2, true));
+}
+
+#[test]
+fn fixtures_with_windows_pass() {
+    let fixtures = WINDOWED.map(fixture);
+    assert_passes(&fixtures, &mut Reference::new(true));
+    assert_passes(&fixtures, &mut cpu(2, true));
 }
 
 #[test]

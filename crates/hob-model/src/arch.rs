@@ -1,23 +1,36 @@
 //! The registry of architectures and what each of them must offer. One architecture is one file below `arch/` and one
 //! line here. It must not know where weights lie or which device computes.
 
+mod gemma2;
+mod gemma3;
+mod glm4;
+mod granite;
+mod lfm2;
 mod llama;
+mod mistral;
+mod olmo2;
+mod phi3;
 mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod smollm3;
 
 use std::path::Path;
 
-use hob_compute::RopePairs;
+use hob_compute::{Activation, RopePairs};
 
 use crate::blocks::Step;
-use crate::config::{Biases, Keys};
+use crate::config::{Biases, DenseShape, Fused, Keys};
 use crate::needs::Needs;
-use crate::{Config, ModelError, Result};
+use crate::{Config, ModelError, Naming, Result};
 
 /// What one layer remembers of a sequence.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum LayerState {
     /// K and V of every position, `[heads, dim]` each.
     Kv { heads: usize, dim: usize },
+    /// The last `taps - 1` inputs of a causal convolution, `channels` each.
+    Conv { channels: usize, taps: usize },
 }
 
 /// A model's forward pass, in pieces that the runner strings together.
@@ -34,19 +47,85 @@ pub(crate) trait Architecture: Send {
     fn logits(&self) -> crate::needs::BufId;
 }
 
-/// One line of the registry.
+/// One line of the registry. What an architecture does like llama it takes from [`Entry::new`].
 pub(crate) struct Entry {
     /// `general.architecture` of a GGUF and `model_type` of a config.json.
     pub name: &'static str,
-    /// How its GGUF files pair rotated dimensions; Hugging Face checkpoints pair halves.
+    /// Other `model_type`s of its checkpoints.
+    pub aliases: &'static [&'static str],
+    /// How its GGUF files pair rotated dimensions.
     pub gguf_pairs: RopePairs,
+    /// How its Hugging Face checkpoints pair them.
+    pub hf_pairs: RopePairs,
     /// The biases it always has.
     pub biases: Biases,
+    /// Of the feed-forward gate.
+    pub activation: Activation,
+    /// The matrices that its Hugging Face checkpoints fuse.
+    pub fused: Fused,
+    /// Whether a config.json that does not say so ties the head to the embedding.
+    pub tied: bool,
+    /// Whether its config.json may have rotary parameters per kind of layer.
+    pub nested_ropes: bool,
+    /// Keys (as config.json spells them) that change the forward pass of most dense decoders and that its config reads.
+    pub computes: &'static [&'static str],
+    /// What its config.json may leave out, and the number that counts then.
+    pub defaults: &'static [(&'static str, f64)],
     pub config: fn(&Keys) -> Result<Config>,
     pub build: fn(&Config, &mut Needs) -> Box<dyn Architecture>,
+    /// Completes [`Config::dense`]: windows, tables and scales that go with the architecture.
+    pub shape: fn(&mut Config, &DenseShape),
 }
 
-const REGISTRY: &[Entry] = &[llama::ENTRY, qwen2::ENTRY];
+type ConfigOf = fn(&Keys) -> Result<Config>;
+type Build = fn(&Config, &mut Needs) -> Box<dyn Architecture>;
+
+impl Entry {
+    /// As llama, but with rotated halves in GGUF files too.
+    pub(crate) const fn new(name: &'static str, config: ConfigOf, build: Build) -> Self {
+        Entry {
+            name,
+            aliases: &[],
+            gguf_pairs: RopePairs::Half,
+            hf_pairs: RopePairs::Half,
+            biases: Biases { qkv: false, out: false, ffn: false },
+            activation: Activation::Silu,
+            fused: Fused { qkv: false, gate_up: false },
+            tied: false,
+            nested_ropes: false,
+            computes: &[],
+            defaults: &[],
+            config,
+            build,
+            shape: |_, _| (),
+        }
+    }
+
+    /// How files of this naming pair rotated dimensions.
+    pub(crate) fn pairs(&self, naming: Naming) -> RopePairs {
+        match naming {
+            Naming::Gguf => self.gguf_pairs,
+            Naming::HuggingFace => self.hf_pairs,
+        }
+    }
+}
+
+const REGISTRY: &[Entry] = &[
+    llama::ENTRY,
+    qwen2::ENTRY,
+    qwen3::ENTRY,
+    gemma2::ENTRY,
+    gemma3::ENTRY,
+    smollm3::ENTRY,
+    mistral::ENTRY,
+    phi3::ENTRY,
+    olmo2::ENTRY,
+    granite::ENTRY,
+    glm4::ENTRY,
+    qwen3_moe::ENTRY,
+    lfm2::ENTRY,
+    lfm2::MOE,
+];
 
 /// Names of the architectures that run.
 pub fn known_architectures() -> impl Iterator<Item = &'static str> {
@@ -56,9 +135,11 @@ pub fn known_architectures() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// [`ModelError::UnknownArchitecture`] with the names that are known; `path` is for the message.
 pub(crate) fn find(name: &str, path: &Path) -> Result<&'static Entry> {
-    REGISTRY.iter().find(|e| e.name == name).ok_or_else(|| ModelError::UnknownArchitecture {
-        found: name.to_string(),
-        known: known_architectures().collect::<Vec<_>>().join(", "),
-        path: path.to_path_buf(),
+    REGISTRY.iter().find(|e| e.name == name || e.aliases.contains(&name)).ok_or_else(|| {
+        ModelError::UnknownArchitecture {
+            found: name.to_string(),
+            known: known_architectures().collect::<Vec<_>>().join(", "),
+            path: path.to_path_buf(),
+        }
     })
 }

@@ -3,14 +3,19 @@
 //! What differs between layers is an array from the start. It must not know tensors' bytes or devices.
 
 mod dense;
+mod experts;
 mod keys;
 mod rope;
+mod windows;
 
-pub(crate) use dense::{dense, same_layers};
+pub(crate) use dense::{dense, same_layers, scale, softcap};
+pub(crate) use experts::{RouterDefaults, experts};
 pub(crate) use keys::{Key, Keys};
-pub(crate) use rope::DIVISORS;
+pub(crate) use rope::{DIVISORS, LONG, ROPE_TENSORS, SHORT, local_rope};
+pub(crate) use windows::{upper_windows, windows};
 
-use hob_compute::RopePairs;
+use hob_compute::check::mixture;
+use hob_compute::{RopePairs, Routing};
 use hob_files::ModelFile;
 
 use crate::arch;
@@ -21,6 +26,29 @@ use crate::{ModelError, Result};
 pub enum Mixer {
     /// Grouped-query attention over all earlier positions.
     Attention,
+    /// A gated causal convolution over the last `taps` positions (LFM2); heads and rotary table do not matter.
+    ShortConv { taps: usize },
+}
+
+/// A layer's mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertConfig {
+    pub count: usize,
+    /// Width of an expert's hidden layer.
+    pub ff: usize,
+    pub routing: Routing,
+    /// Whether a bias is added for the selection.
+    pub bias: bool,
+}
+
+/// The mixture of every layer, for [`DenseShape`].
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExpertShape {
+    pub count: usize,
+    /// Experts per token.
+    pub top_k: usize,
+    /// Width of an expert's hidden layer.
+    pub ff: usize,
 }
 
 /// Which projections of a layer add a bias vector.
@@ -29,6 +57,13 @@ pub struct Biases {
     pub qkv: bool,
     pub out: bool,
     pub ffn: bool,
+}
+
+/// Which matrices of a layer are stored as one, in rows: q, k, v; gate, up.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fused {
+    pub qkv: bool,
+    pub gate_up: bool,
 }
 
 /// The shape of one layer.
@@ -40,6 +75,10 @@ pub struct LayerConfig {
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// What scores are multiplied by; mostly `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
     /// Positions attended to, the row's own included; `None` is all of them.
     pub window: Option<usize>,
     /// Index into [`Config::ropes`]; `None` where positions are not encoded.
@@ -47,12 +86,19 @@ pub struct LayerConfig {
     /// Width of the feed-forward hidden layer.
     pub ffn: usize,
     pub biases: Biases,
+    pub fused: Fused,
+    /// Instead of one feed-forward block.
+    pub experts: Option<ExpertConfig>,
 }
 
 /// How rotary frequencies are stretched beyond the trained context.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
+    /// All frequencies divided by `factor` (position interpolation).
+    Linear {
+        factor: f64,
+    },
     /// Frequencies by wavelength: kept, divided by `factor`, or blended between the two (Llama 3.1).
     Llama3 {
         factor: f64,
@@ -60,8 +106,38 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_ctx: f64,
     },
+    /// Frequencies by turns within the original context: kept, divided, or blended (YaRN).
+    Yarn(Yarn),
+    /// One set of divisors while the context is at most `original_ctx` tokens, another beyond (LongRoPE). The context
+    /// is what the layout reserves, so that all positions of a sequence agree.
+    Long {
+        factors: LongFactors,
+        original_ctx: f64,
+    },
     /// Frequencies are divided by the GGUF tensor `rope_freqs.weight`, `[rotary / 2]`.
     Divisors,
+}
+
+/// The parameters of YaRN (Peng et al. 2023).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Yarn {
+    pub factor: f64,
+    pub original_ctx: f64,
+    /// Turns within the original context above which a pair is kept.
+    pub beta_fast: f64,
+    /// Turns below which a pair is divided by `factor`.
+    pub beta_slow: f64,
+    /// Whether the two corners are rounded outwards to whole pairs.
+    pub truncate: bool,
+}
+
+/// Where the divisors of LongRoPE stand.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LongFactors {
+    /// In the config, `[rotary / 2]` each.
+    Given { short: Vec<f32>, long: Vec<f32> },
+    /// In the GGUF tensors `rope_factors_short.weight` and `rope_factors_long.weight`.
+    Tensors,
 }
 
 /// One table of rotary frequencies.
@@ -72,6 +148,8 @@ pub struct RopeConfig {
     pub rotary: usize,
     pub pairs: RopePairs,
     pub scaling: RopeScaling,
+    /// What cosines and sines are multiplied by.
+    pub magnitude: f32,
 }
 
 /// The shape of a model.
@@ -90,10 +168,19 @@ pub struct Config {
     pub rms_eps: f32,
     /// Whether the head's matrix is the embedding table.
     pub tied: bool,
+    /// What the embedding is multiplied by.
+    pub embedding_scale: f32,
+    /// What every sublayer's output is multiplied by before it joins the residual stream.
+    pub residual_scale: f32,
+    /// What logits are multiplied by.
+    pub logit_scale: f32,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub logit_softcap: Option<f32>,
 }
 
-/// A dense decoder whose layers are all alike: what [`Config::dense`] needs to know.
-#[derive(Clone, Debug, PartialEq)]
+/// A dense decoder whose layers are all alike, but for what its architecture does differently from layer to layer:
+/// what [`Config::dense`] needs to know. The fields after `tied` may be left at their defaults.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct DenseShape {
     pub vocab: usize,
     pub dim: usize,
@@ -105,6 +192,15 @@ pub struct DenseShape {
     pub ctx_train: usize,
     pub rope_base: f64,
     pub tied: bool,
+    /// 1e-5 if not given.
+    pub rms_eps: Option<f32>,
+    /// Positions that the architecture's sliding layers attend to; its usual number if not given. Ignored where no layer
+    /// slides.
+    pub window: Option<usize>,
+    /// Rotary base of sliding layers that have a table of their own.
+    pub local_rope_base: Option<f64>,
+    /// For architectures whose layers are mixtures.
+    pub experts: Option<ExpertShape>,
 }
 
 impl Config {
@@ -120,8 +216,10 @@ impl Config {
     /// [`ModelError::UnknownArchitecture`], or [`ModelError::Config`] naming the key that is missing, malformed or asks
     /// for something hob does not compute.
     pub fn from_file(file: &ModelFile) -> Result<Self> {
-        let keys = Keys::new(file)?;
-        let config = (arch::find(keys.arch(), file.path())?.config)(&keys)?;
+        let mut keys = Keys::new(file)?;
+        let entry = arch::find(keys.arch(), file.path())?;
+        keys.set_defaults(entry.defaults);
+        let config = (entry.config)(&keys)?;
         config.check()?;
         Ok(config)
     }
@@ -137,27 +235,38 @@ impl Config {
             rotary: shape.head_dim,
             pairs: entry.gguf_pairs,
             scaling: RopeScaling::None,
+            magnitude: 1.0,
         };
         let layer = LayerConfig {
             mixer: Mixer::Attention,
             heads: shape.heads,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
+            scale: attention_scale(shape.head_dim),
+            softcap: None,
             window: None,
             rope: Some(0),
             ffn: shape.ffn,
             biases: entry.biases,
+            fused: Fused::default(),
+            experts: None,
         };
-        let config = Config {
+        let mut config = Config {
             arch: entry.name.to_string(),
             vocab: shape.vocab,
             dim: shape.dim,
             layers: vec![layer; shape.layers.min(Self::MAX_LAYERS + 1)],
             ropes: vec![rope],
             ctx_train: shape.ctx_train,
-            rms_eps: 1e-5,
+            rms_eps: shape.rms_eps.unwrap_or(1e-5),
             tied: shape.tied,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_softcap: None,
         };
+        (entry.shape)(&mut config, shape);
+        experts_fit(&config, shape)?;
         config.check()?;
         Ok(config)
     }
@@ -176,17 +285,51 @@ impl Config {
         if !(self.rms_eps.is_finite() && self.rms_eps > 0.0) {
             return Err(ModelError::config("rms_eps", "a small positive number", self.rms_eps));
         }
+        let scales = [
+            ("embedding_scale", self.embedding_scale),
+            ("residual_scale", self.residual_scale),
+            ("logit_scale", self.logit_scale),
+        ];
+        for (key, value) in scales {
+            if !(value.is_finite() && value != 0.0) {
+                return Err(ModelError::config(key, "a number other than 0", value));
+            }
+        }
+        cap("logit_softcap", self.logit_softcap)?;
         self.layers.iter().enumerate().try_for_each(|(i, layer)| layer.check(i, self.ropes.as_slice()))
     }
 }
 
+/// `1 / sqrt(head_dim)`: what attention scores are multiplied by where nothing else is said.
+pub(crate) fn attention_scale(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt()
+}
+
 impl LayerConfig {
+    /// Positions a row at `position` attends to, its own included.
+    pub(crate) fn visible(&self, position: usize) -> usize {
+        self.window.map_or(position + 1, |w| w.min(position + 1))
+    }
+
     fn check(&self, i: usize, ropes: &[RopeConfig]) -> Result<()> {
         let key = |name: &str| format!("layer {i}: {name}");
+        size(&key("ffn"), self.ffn)?;
+        if let Some(experts) = &self.experts {
+            size(&key("expert ffn"), experts.ff)?;
+            size(&key("expert_count * expert ffn"), experts.count.saturating_mul(experts.ff))?;
+            if let Err(e) = mixture::rule(&experts.routing, experts.count) {
+                return Err(ModelError::config(key("experts"), "a rule that a router can follow", e));
+            }
+        }
+        if let Mixer::ShortConv { taps } = self.mixer {
+            if !(2..=256).contains(&taps) {
+                return Err(ModelError::config(key("taps"), "2..=256 positions of a convolution", taps));
+            }
+            return Ok(());
+        }
         size(&key("heads"), self.heads)?;
         size(&key("kv_heads"), self.kv_heads)?;
         size(&key("head_dim"), self.head_dim)?;
-        size(&key("ffn"), self.ffn)?;
         size(&key("heads * head_dim"), self.heads * self.head_dim)?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             let expected = format!("a divisor of the {} query heads", self.heads);
@@ -195,6 +338,10 @@ impl LayerConfig {
         if self.window == Some(0) {
             return Err(ModelError::config(key("window"), "at least 1 position", 0));
         }
+        if !(self.scale.is_finite() && self.scale > 0.0) {
+            return Err(ModelError::config(key("scale"), "a positive number", self.scale));
+        }
+        cap(&key("softcap"), self.softcap)?;
         let Some(at) = self.rope else { return Ok(()) };
         let Some(rope) = ropes.get(at) else {
             return Err(ModelError::config(key("rope"), format!("a table below {}", ropes.len()), at));
@@ -206,7 +353,29 @@ impl LayerConfig {
         if !(rope.base.is_finite() && rope.base > 1.0) {
             return Err(ModelError::config(key("rope base"), "a number above 1", rope.base));
         }
+        if !(rope.magnitude.is_finite() && rope.magnitude > 0.0) {
+            return Err(ModelError::config(key("rope magnitude"), "a positive number", rope.magnitude));
+        }
         Ok(())
+    }
+}
+
+/// A shape with experts is for an architecture with experts, and the other way round.
+fn experts_fit(config: &Config, shape: &DenseShape) -> Result<()> {
+    let mixture = config.layers.iter().any(|l| l.experts.is_some());
+    match (shape.experts, mixture) {
+        (Some(experts), false) => {
+            let expected = format!("none: layers of {} are no mixtures", config.arch);
+            Err(ModelError::config("experts", expected, format!("{experts:?}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn cap(key: &str, cap: Option<f32>) -> Result<()> {
+    match cap.filter(|c| !(c.is_finite() && *c > 0.0)) {
+        Some(wrong) => Err(ModelError::config(key, "a positive number", wrong)),
+        None => Ok(()),
     }
 }
 

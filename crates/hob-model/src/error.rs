@@ -40,6 +40,11 @@ pub enum ModelError {
     SequencesTaken { sequences: usize },
     #[error("{sequence} is not in use: it was freed, or belongs to another model")]
     UnknownSequence { sequence: String },
+    /// Recurrent state cannot be rolled back.
+    #[error(
+        "the model's state of {held} tokens cannot go back to {wanted}: it remembers more than keys and values; truncate to 0 and feed the tokens again"
+    )]
+    Rollback { held: usize, wanted: usize },
     #[error("batch: expected {expected}, found {found}")]
     Batch { expected: String, found: String },
 }

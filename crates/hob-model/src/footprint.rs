@@ -16,9 +16,11 @@ pub struct Footprint {
     pub weights: u64,
     /// KV pages, in bytes.
     pub kv: u64,
+    /// What layers remember of the sequences in fixed size, in bytes.
+    pub state: u64,
     /// Activation buffers, in bytes.
     pub scratch: u64,
-    /// `weights + kv + scratch`.
+    /// `weights + kv + state + scratch`.
     pub total: u64,
     /// Bytes of tables whose rows are gathered from the mapped file: page cache that the system may drop, in no line.
     pub mapped: u64,

@@ -17,11 +17,12 @@ mod needs;
 mod rope;
 mod runner;
 mod source;
+mod stacked;
 mod state;
 
 pub use arch::{LayerState, known_architectures};
 pub use batch::{Batch, Row, SeqId};
-pub use config::{Config, LayerConfig, Mixer, RopeConfig, RopeScaling};
+pub use config::{Config, LayerConfig, LongFactors, Mixer, RopeConfig, RopeScaling};
 pub use error::{ModelError, Result};
 pub use footprint::{Footprint, Line};
 pub use info::ModelInfo;
@@ -29,3 +30,4 @@ pub use layout::Layout;
 pub use needs::{Group, Naming, Slot};
 pub use runner::Model;
 pub use source::{FileTensors, TensorSource};
+pub use stacked::{Part, Stacked};

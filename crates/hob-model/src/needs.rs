@@ -5,6 +5,8 @@
 
 use hob_compute::WeightKind;
 
+use crate::stacked::{ExpertNames, Half, Stacked, forms};
+
 /// How a source spells tensor names.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Naming {
@@ -45,6 +47,8 @@ impl Naming {
 pub enum Group {
     Attention,
     Ffn,
+    /// The matrices of mixtures.
+    Experts,
     /// Embedding table and head.
     Ends,
     /// Norm weights and biases.
@@ -52,28 +56,47 @@ pub enum Group {
 }
 
 impl Group {
-    pub const ALL: [Group; 4] = [Group::Attention, Group::Ffn, Group::Ends, Group::Vectors];
+    pub const ALL: [Group; 5] = [Group::Attention, Group::Ffn, Group::Experts, Group::Ends, Group::Vectors];
 
     /// The line of the memory bill.
     pub fn title(self) -> &'static str {
         match self {
             Group::Attention => "weights: attention",
             Group::Ffn => "weights: feed-forward",
+            Group::Experts => "weights: experts",
             Group::Ends => "weights: embedding and head",
             Group::Vectors => "weights: norms and biases",
         }
     }
 }
 
-/// A tensor the architecture reads. A tied head reads the embedding's tensor a second time, as another kind.
+/// A tensor the architecture reads, or consecutive rows of one. A tied head reads the embedding's tensor a second time,
+/// as another kind; a fused matrix is read by one slot for each of its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
+    /// Name of the tensor.
     pub name: String,
     pub kind: WeightKind,
     pub group: Group,
     /// 1 for a vector.
     pub rows: usize,
     pub cols: usize,
+    /// Shape of the whole tensor in the file, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Where the slot starts in the tensor: a row of a matrix (all outer dimensions counted as rows), an element of a
+    /// vector.
+    pub first: usize,
+    /// Whether the file stores the values less one, as zero-centred norms do.
+    pub add_one: bool,
+    /// For [`WeightKind::Experts`]: where the experts stand.
+    pub stacked: Option<Stacked>,
+}
+
+impl Slot {
+    /// Whether the slot is all of its tensor.
+    pub fn is_whole(&self) -> bool {
+        self.shape.iter().product::<usize>() == self.rows * self.cols
+    }
 }
 
 /// Index of a declared weight.
@@ -91,6 +114,10 @@ pub(crate) enum Rows {
     Chunk,
     /// `Layout::logit_rows`
     Logits,
+    /// `Layout::chunk_rows` times the experts of a row.
+    Routed { top_k: usize },
+    /// `Layout::sequences`: what a layer remembers of each, wherever its pages do not.
+    Sequences,
 }
 
 /// A declared buffer, `[rows, width]` floats.
@@ -107,21 +134,47 @@ pub(crate) struct Needs {
     pub naming: Naming,
     pub slots: Vec<Slot>,
     pub scratch: Vec<Scratch>,
+    zero_centred: bool,
 }
 
 impl Needs {
     pub fn new(naming: Naming) -> Self {
-        Needs { naming, slots: Vec::new(), scratch: Vec::new() }
+        Needs { naming, slots: Vec::new(), scratch: Vec::new(), zero_centred: false }
+    }
+
+    /// From here on norms are zero-centred: Hugging Face checkpoints store their weights less one. GGUF converters add
+    /// it.
+    pub fn zero_centred_norms(&mut self) {
+        self.zero_centred = self.naming == Naming::HuggingFace;
     }
 
     fn slot(&mut self, name: String, kind: WeightKind, group: Group, [rows, cols]: [usize; 2]) -> WeightId {
-        self.slots.push(Slot { name, kind, group, rows, cols });
+        let shape = if kind == WeightKind::Vector { vec![cols] } else { vec![rows, cols] };
+        self.push(Slot { name, kind, group, rows, cols, shape, first: 0, add_one: false, stacked: None })
+    }
+
+    fn push(&mut self, slot: Slot) -> WeightId {
+        self.slots.push(slot);
         WeightId(self.slots.len() - 1)
     }
 
     /// A `[rows, cols]` matrix multiplied by `linear`.
     pub fn matrix(&mut self, name: String, group: Group, shape: [usize; 2]) -> WeightId {
         self.slot(name, WeightKind::Matrix, group, shape)
+    }
+
+    /// Rows `first..first + rows` of a tensor of `shape`, as a `[rows, cols]` matrix multiplied by `linear`. All
+    /// dimensions of `shape` but the last count as rows: expert `e` of `[experts, rows, cols]` starts at `e * rows`.
+    pub fn matrix_part(
+        &mut self,
+        name: String,
+        group: Group,
+        shape: &[usize],
+        first: usize,
+        [rows, cols]: [usize; 2],
+    ) -> WeightId {
+        let (kind, shape) = (WeightKind::Matrix, shape.to_vec());
+        self.push(Slot { name, kind, group, rows, cols, shape, first, add_one: false, stacked: None })
     }
 
     /// A `[rows, cols]` table whose rows are gathered.
@@ -132,6 +185,71 @@ impl Needs {
     /// A `[cols]` vector.
     pub fn vector(&mut self, name: String, cols: usize) -> WeightId {
         self.slot(name, WeightKind::Vector, Group::Vectors, [1, cols])
+    }
+
+    /// `[cols]` of a vector of `of` values, from `first` on.
+    pub fn vector_part(&mut self, name: String, of: usize, first: usize, cols: usize) -> WeightId {
+        let (kind, group) = (WeightKind::Vector, Group::Vectors);
+        self.push(Slot {
+            name,
+            kind,
+            group,
+            rows: 1,
+            cols,
+            shape: vec![of],
+            first,
+            add_one: false,
+            stacked: None,
+        })
+    }
+
+    /// The `[cols]` weight of a norm.
+    pub fn norm(&mut self, name: String, cols: usize) -> WeightId {
+        let id = self.vector(name, cols);
+        self.slots[id.0].add_one = self.zero_centred;
+        id
+    }
+
+    /// A vector of `len` values that the file has in more dimensions.
+    pub fn flat(&mut self, name: String, len: usize, shape: Vec<usize>) -> WeightId {
+        let id = self.vector(name, len);
+        self.slots[id.0].shape = shape;
+        id
+    }
+
+    /// One of the matrices of layer `i`'s experts, `[count, rows, cols]`, of which a token reads `used`.
+    pub fn experts(
+        &mut self,
+        i: usize,
+        names: ExpertNames,
+        half: Half,
+        shape: [usize; 3],
+        used: usize,
+    ) -> WeightId {
+        let [count, rows, cols] = shape;
+        let forms = forms(self.naming, i, names, half, shape);
+        let name = match self.naming {
+            Naming::Gguf => format!("blk.{i}.{}.weight", names.gguf),
+            Naming::HuggingFace => format!("model.layers.{i}.{}.weight", names.hf_each.replace("{}", "*")),
+        };
+        self.push(Slot {
+            name,
+            kind: WeightKind::Experts { count },
+            group: Group::Experts,
+            rows: count * rows,
+            cols,
+            shape: shape.to_vec(),
+            first: 0,
+            add_one: false,
+            stacked: Some(Stacked { used, forms }),
+        })
+    }
+
+    /// A layer's own buffer of what it remembers, one row per sequence. Rows of positions before 0 count as zero, so it
+    /// is never cleared.
+    pub fn state(&mut self, role: &'static str, width: usize) -> BufId {
+        self.scratch.push(Scratch { role, rows: Rows::Sequences, width });
+        BufId(self.scratch.len() - 1)
     }
 
     /// The buffer of this role and width: layers of one shape share it.

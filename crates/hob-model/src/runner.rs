@@ -7,7 +7,7 @@ mod load;
 
 use std::sync::Arc;
 
-use hob_compute::{AppendKv, Buf, Compute, SeqRows, Token};
+use hob_compute::{AppendKv, Buf, Compute, SeqRows, SlotRows, Token};
 use hob_files::ModelFile;
 
 use crate::arch::Architecture;
@@ -42,6 +42,7 @@ pub struct Model {
     logit_rows: Vec<usize>,
     spans: Vec<Span>,
     seq_rows: Vec<SeqRows<'static>>,
+    slot_rows: Vec<SlotRows>,
 }
 
 impl Model {
@@ -62,8 +63,8 @@ impl Model {
     /// Loads the tensors of `info` from `source`. Whatever was loaded before an error is released again.
     ///
     /// # Errors
-    /// [`ModelError::Layout`] for a layout without rows or beyond a layer's window, [`ModelError::MissingTensor`], and
-    /// what the device says, with the tensor's name.
+    /// [`ModelError::Layout`] for a layout without rows, [`ModelError::MissingTensor`], and what the device says, with
+    /// the tensor's name.
     pub fn load_from(
         source: &dyn TensorSource,
         info: ModelInfo,
@@ -72,7 +73,6 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Model> {
         layout.check()?;
-        load::check_windows(&info, layout)?;
         let (arch, _) = crate::info::build(&info.config, info.naming())?;
         let held = Held::load(source, &info, dev, layout, progress)?;
         let logits = held.bufs[arch.logits().0];
@@ -86,6 +86,7 @@ impl Model {
             logit_rows: Vec::with_capacity(layout.logit_rows),
             spans: Vec::with_capacity(layout.sequences),
             seq_rows: Vec::with_capacity(layout.sequences),
+            slot_rows: Vec::with_capacity(layout.sequences),
             info,
             arch,
             held,
@@ -124,11 +125,25 @@ impl Model {
         self.sequences.len(id)
     }
 
+    /// Whether [`Model::truncate`] to `positions` would succeed: recurrent state can only be kept whole or dropped.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`].
+    pub fn can_truncate(&self, id: SeqId, positions: usize) -> Result<bool> {
+        let held = self.sequences.len(id)?;
+        Ok(positions <= held && (!self.info.recurrent() || positions == 0 || positions == held))
+    }
+
     /// Forgets all but the first `positions` tokens.
     ///
     /// # Errors
-    /// [`ModelError::UnknownSequence`]; [`ModelError::Batch`] when the sequence holds fewer.
+    /// [`ModelError::UnknownSequence`]; [`ModelError::Batch`] when the sequence holds fewer; [`ModelError::Rollback`]
+    /// where [`Model::can_truncate`] says no.
     pub fn truncate(&mut self, id: SeqId, positions: usize) -> Result<()> {
+        let held = self.sequences.len(id)?;
+        if positions < held && !self.can_truncate(id, positions)? {
+            return Err(ModelError::Rollback { held, wanted: positions });
+        }
         self.sequences.truncate(id, positions, &mut self.held.pools)
     }
 
@@ -142,14 +157,24 @@ impl Model {
     /// # Errors
     /// [`ModelError::Batch`] for rows that do not continue their sequences or exceed the layout,
     /// [`ModelError::ContextOverflow`], [`ModelError::UnknownSequence`], and what the device says. After an error the
-    /// sequences are as long as before.
+    /// sequences are as long as before; with recurrent state, those of a batch that failed on the device are empty.
     pub fn step(&mut self, dev: &mut dyn Compute, batch: &Batch) -> Result<usize> {
         self.admit(batch)?;
         for i in 0..self.spans.len() {
             let Span { sequence, rows, position, .. } = self.spans[i];
             self.sequences.reserve(sequence, position + rows, &mut self.held.pools)?;
         }
-        self.run(dev)?;
+        self.slot_rows.clear();
+        self.slot_rows.extend(self.spans.iter().map(|s| SlotRows {
+            row: s.row,
+            rows: s.rows,
+            position: s.position,
+            slot: s.sequence.index as usize,
+        }));
+        if let Err(e) = self.run(dev) {
+            self.drop_states()?;
+            return Err(e);
+        }
         for &Span { sequence, rows, position, .. } in &self.spans {
             self.sequences.commit(sequence, position + rows)?;
         }
@@ -157,7 +182,7 @@ impl Model {
     }
 
     /// Lengthens a sequence by `rows` positions whose K and V are given instead of computed, the same in every layer:
-    /// a bench measures deep contexts so without prefilling them. `kv` is K and V, `[>= rows, kv_heads * head_dim]`.
+    /// a bench measures deep contexts so without prefilling them. Recurrent layers keep what they remembered. `kv` is K and V, `[>= rows, kv_heads * head_dim]`.
     ///
     /// # Errors
     /// [`ModelError::UnknownSequence`], [`ModelError::ContextOverflow`], and what the device says, for example when the
@@ -177,10 +202,21 @@ impl Model {
         self.sequences.reserve(id, needed, &mut self.held.pools)?;
         let (k, v) = kv;
         for layer in 0..self.info.config.layers.len() {
+            if !self.held.pools.has(layer) {
+                continue;
+            }
             let seqs = [SeqRows { row: 0, rows, position, pages: self.sequences.pages(id, layer) }];
             dev.append_kv(&AppendKv { k, v, seqs: &seqs })?;
         }
         self.sequences.commit(id, needed)
+    }
+
+    /// After a failed step: recurrent state may have moved on in some layers and not in others.
+    fn drop_states(&mut self) -> Result<()> {
+        if !self.info.recurrent() {
+            return Ok(());
+        }
+        self.spans.iter().try_for_each(|s| self.sequences.truncate(s.sequence, 0, &mut self.held.pools))
     }
 
     /// Returns everything to the device.
@@ -279,6 +315,7 @@ impl Model {
             tokens: &self.tokens,
             positions: &self.positions,
             seqs: &seqs,
+            slots: &self.slot_rows,
             logit_rows: &self.logit_rows,
         };
         let result = piece(self.arch.as_ref(), &mut step);

@@ -4,10 +4,11 @@
 
 use std::sync::Arc;
 
-use hob_compute::ByteSource;
+use hob_compute::{ByteSource, WeightKind};
 use hob_files::{FileKind, ModelFile, TensorInfo};
+use hob_quant::Format;
 
-use crate::Naming;
+use crate::{ModelError, Naming, Result, Slot, stacked};
 
 /// Tensors by name.
 pub trait TensorSource {
@@ -35,7 +36,7 @@ impl TensorSource for FileTensors {
     }
 
     fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.0.tensor(name)
+        find(&self.0, name)
     }
 
     fn unreadable(&self, name: &str) -> Option<&str> {
@@ -55,9 +56,115 @@ pub(crate) fn naming(file: &ModelFile) -> Naming {
     }
 }
 
+/// A tensor of the language model: by its name, or by the name that multimodal checkpoints give it
+/// (`model.language_model.*` since transformers 5, `language_model.model.*` before).
+pub(crate) fn find<'a>(file: &'a ModelFile, name: &str) -> Option<&'a TensorInfo> {
+    if let Some(tensor) = file.tensor(name) {
+        return Some(tensor);
+    }
+    if naming(file) == Naming::Gguf {
+        return None;
+    }
+    let nested = name.strip_prefix("model.").map(|rest| format!("model.language_model.{rest}"));
+    nested.and_then(|name| file.tensor(&name)).or_else(|| file.tensor(&format!("language_model.{name}")))
+}
+
+/// The bytes of a slot, and their format: the tensor's own, a range of its rows, or its values plus one as F32.
+///
+/// # Errors
+/// [`ModelError::MissingTensor`]; [`ModelError::Tensor`] when a part of a vector does not begin and end with a block, or the values cannot be read.
+pub(crate) fn open_slot(
+    slot: &Slot,
+    format: Format,
+    arch: &str,
+    source: &dyn TensorSource,
+) -> Result<(Format, Arc<dyn ByteSource>)> {
+    if let Some(stacked) = &slot.stacked {
+        return Ok((format, stacked::open(slot, stacked, format, source)?));
+    }
+    let Some(tensor) = source.tensor(&slot.name) else {
+        let (name, arch) = (slot.name.clone(), arch.to_string());
+        return Err(ModelError::MissingTensor { name, rows: slot.rows, cols: slot.cols, arch });
+    };
+    let fail = |problem: String| ModelError::Tensor { name: slot.name.clone(), problem };
+    let mut bytes = source.open(tensor);
+    if !slot.is_whole() {
+        let before = match slot.kind {
+            WeightKind::Vector => format.row_bytes(slot.first),
+            WeightKind::Matrix | WeightKind::Table | WeightKind::Experts { .. } => {
+                format.row_bytes(slot.cols).and_then(|b| b.checked_mul(slot.first))
+            }
+        };
+        let length = format.row_bytes(slot.cols).and_then(|b| b.checked_mul(slot.rows));
+        let (Some(start), Some(len)) = (before, length) else {
+            let block = format.block_len();
+            return Err(fail(format!("a part of it does not lie in whole blocks of {block} ({format})")));
+        };
+        bytes = Arc::new(Part { whole: bytes, start: start as u64, len: len as u64 });
+    }
+    if !slot.add_one {
+        return Ok((format, bytes));
+    }
+    let mut packed = vec![0u8; bytes.len() as usize];
+    bytes.read_at(0, &mut packed).map_err(|e| fail(format!("reading its bytes failed: {e}")))?;
+    let mut values = vec![0f32; slot.cols];
+    hob_quant::decode_row(format, &packed, &mut values).map_err(|e| fail(e.to_string()))?;
+    let plus_one = values.iter().flat_map(|v| (1.0 + v).to_le_bytes()).collect();
+    Ok((Format::F32, Arc::new(Memory(plus_one))))
+}
+
+/// Consecutive bytes of a tensor.
+struct Part {
+    whole: Arc<dyn ByteSource>,
+    start: u64,
+    len: u64,
+}
+
+impl ByteSource for Part {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        self.whole.read_at(self.start + offset, buf)
+    }
+
+    fn mapped(&self) -> Option<&[u8]> {
+        let (start, end) = (self.start as usize, (self.start + self.len) as usize);
+        self.whole.mapped()?.get(start..end)
+    }
+}
+
+/// Bytes made while loading.
+struct Memory(Vec<u8>);
+
+impl ByteSource for Memory {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let source = start.checked_add(buf.len()).and_then(|end| self.0.get(start..end));
+        source.map(|s| buf.copy_from_slice(s)).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
 struct FileBytes {
     file: Arc<ModelFile>,
     tensor: TensorInfo,
+}
+
+impl Drop for FileBytes {
+    /// Whoever read the tensor has it in memory of its own now.
+    fn drop(&mut self) {
+        if self.file.crowds_memory() {
+            self.file.drop_tensor_cache(&self.tensor);
+        }
+    }
 }
 
 impl ByteSource for FileBytes {

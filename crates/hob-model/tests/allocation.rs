@@ -2,8 +2,12 @@
 
 mod common;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use common::*;
 use hob_compute::{Compute, Pick, Picked, Token};
+use hob_files::ModelFile;
 use hob_model::Row;
 use hob_quant::Format;
 use hob_testkit::alloc::{CountingAllocator, measure_process};
@@ -15,10 +19,18 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 #[test]
 fn decode_steps_allocate_nothing_after_warm_up() {
     let tiny = gguf(&TinySpec::llama(), Format::Q4_1);
+    steps_allocate_nothing(&tiny.file);
+    // Norms of heads, windows, sandwiched branches, two rotary tables, capped logits.
+    for name in ["gemma2", "gemma3"] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        steps_allocate_nothing(&Arc::new(ModelFile::open(&dir).expect("a folder")));
+    }
+}
+
+fn steps_allocate_nothing(file: &Arc<ModelFile>) {
     let mut dev = cpu(2, false);
     let layout = layout(600, 2, 64);
-    let mut model =
-        hob_model::Model::load(tiny.file.clone(), &mut dev, &layout, &mut |_, _| ()).expect("a model");
+    let mut model = hob_model::Model::load(file.clone(), &mut dev, &layout, &mut |_, _| ()).expect("a model");
     let ids = [0, 1].map(|_| model.new_sequence().expect("a free sequence"));
     let mut batch = hob_model::Batch::default();
     let mut picked = Picked::default();

@@ -8,8 +8,10 @@ use common::*;
 use hob_compute::RopePairs;
 use hob_files::ModelFile;
 use hob_files::gguf_write::Writer;
+use hob_model::config::DenseShape;
 use hob_model::{Config, ModelInfo, RopeScaling};
 use hob_quant::Format;
+use hob_testkit::temp::TempDir;
 use hob_testkit::tiny::TinySpec;
 use serde_json::{Value, json};
 
@@ -60,6 +62,232 @@ fn the_golden_configs_say_what_their_papers_say() {
     assert_eq!((hf.rms_eps, gguf.rms_eps), (1e-6, 1e-6));
 }
 
+/// The folder and the GGUF of a golden fixture.
+fn fixture(name: &str) -> [Config; 2] {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let files = [ModelFile::open(&dir), ModelFile::open(dir.join("model.f32.gguf"))];
+    files.map(|f| Config::from_file(&f.expect("a model file")).expect("a config"))
+}
+
+#[test]
+fn both_forms_of_a_fixture_have_one_config() {
+    for name in ["qwen3", "qwen3_yarn", "smollm3", "gemma2", "gemma3", "olmo2", "olmo3", "granite", "glm4"] {
+        let [hf, mut gguf] = fixture(name);
+        for (rope, of_hf) in gguf.ropes.iter_mut().zip(&hf.ropes) {
+            rope.pairs = of_hf.pairs;
+        }
+        assert_eq!(gguf, hf, "{name}");
+    }
+    // What a GGUF of Mistral does not say: that it is one.
+    let [hf, gguf] = fixture("mistral");
+    assert_eq!((hf.arch.as_str(), gguf.arch.as_str(), &gguf.layers), ("mistral", "llama", &hf.layers));
+    let [hf, gguf] = fixture("phi3");
+    assert_eq!(hf.layers, gguf.layers);
+    assert!(hf.layers[0].fused.qkv && hf.layers[0].fused.gate_up);
+    assert_eq!((hf.ropes[0].rotary, gguf.ropes[0].rotary), (12, 12));
+    let magnitude = (1.0 + (4096f64 / 32.0).ln() / 32f64.ln()).sqrt() as f32;
+    assert_eq!([hf.ropes[0].magnitude, gguf.ropes[0].magnitude], [magnitude; 2]);
+}
+
+#[test]
+fn the_golden_configs_say_what_their_architectures_do() {
+    let [hf, _] = fixture("qwen3_yarn");
+    let RopeScaling::Yarn(yarn) = &hf.ropes[0].scaling else { panic!("{:?}", hf.ropes[0]) };
+    assert_eq!((yarn.factor, yarn.original_ctx, yarn.beta_fast, yarn.beta_slow), (4.0, 64.0, 32.0, 1.0));
+    assert_eq!(hf.ropes[0].magnitude, (0.1 * 4f64.ln() + 1.0) as f32);
+    let [hf, _] = fixture("smollm3");
+    let rotates: Vec<_> = hf.layers.iter().map(|l| l.rope.is_some()).collect();
+    assert_eq!(rotates, [true, true, true, false, true]);
+    let [hf, _] = fixture("gemma3");
+    let sees: Vec<_> = hf.layers.iter().map(|l| (l.window, l.rope)).collect();
+    let (local, full) = ((Some(16), Some(1)), (None, Some(0)));
+    assert_eq!(sees, [local, local, local, local, local, full, local]);
+    assert_eq!((hf.ropes[0].base, &hf.ropes[0].scaling), (1e6, &RopeScaling::Linear { factor: 8.0 }));
+    assert_eq!((hf.ropes[1].base, &hf.ropes[1].scaling), (1e4, &RopeScaling::None));
+    assert_eq!((hf.embedding_scale, hf.logit_softcap, hf.tied), (8.0, None, true));
+    let [hf, _] = fixture("gemma2");
+    assert_eq!((hf.logit_softcap, hf.layers[1].softcap), (Some(3.0), Some(2.0)));
+    assert_eq!((hf.layers[0].window, hf.layers[1].window), (Some(16), None));
+    let [hf, _] = fixture("granite");
+    assert_eq!((hf.embedding_scale, hf.residual_scale, hf.logit_scale), (3.0, 0.7, 0.5));
+    assert_eq!(hf.layers[0].scale, 0.15);
+    let [hf, gguf] = fixture("glm4");
+    assert_eq!((hf.ropes[0].rotary, hf.ropes[0].pairs), (16, RopePairs::Interleaved));
+    assert_eq!(hf.ropes, gguf.ropes);
+    let [hf, _] = fixture("olmo3");
+    assert_eq!((hf.ropes[0].magnitude, hf.ropes[1].magnitude), (1.2, 1.0));
+    assert_eq!((hf.layers[2].rope, hf.layers[3].rope), (Some(1), Some(0)));
+}
+
+/// A fixture's folder with its config.json changed, in a place of its own.
+fn changed_fixture(name: &str, change: impl FnOnce(&mut Value)) -> (TempDir, Config) {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let dir = TempDir::new("dialect");
+    std::fs::copy(from.join("model.safetensors"), dir.join("model.safetensors")).expect("a copy");
+    let text = std::fs::read_to_string(from.join("config.json")).expect("config.json");
+    let mut json = serde_json::from_str(&text).expect("json");
+    change(&mut json);
+    std::fs::write(dir.join("config.json"), json.to_string()).expect("writable");
+    let file = ModelFile::open(dir.path()).expect("a folder");
+    let config = Config::from_file(&file).expect("a config");
+    (dir, config)
+}
+
+/// Rewrites `rope_parameters` as transformers 4 did.
+fn old_rope(config: &mut Value) {
+    let mut rope = config["rope_parameters"].take();
+    remove(config, "rope_parameters");
+    for key in ["rope_theta", "partial_rotary_factor"] {
+        if let Some(value) = rope.as_object_mut().expect("an object").remove(key) {
+            config[key] = value;
+        }
+    }
+    let plain = rope == json!({"rope_type": "default"});
+    config["rope_scaling"] = if plain { Value::Null } else { rope };
+}
+
+#[test]
+fn fixtures_mean_the_same_in_the_dialect_of_transformers_4() {
+    for name in ["qwen3", "qwen3_yarn", "smollm3", "gemma2", "mistral", "phi3", "olmo2", "granite", "glm4"] {
+        let (_, old) = changed_fixture(name, old_rope);
+        assert_eq!(old, fixture(name)[0], "{name}");
+    }
+    let nested = |config: &mut Value| {
+        let full = config["rope_parameters"]["full_attention"].take();
+        let local = config["rope_parameters"]["sliding_attention"]["rope_theta"].take();
+        config["rope_parameters"] = full;
+        config["rope_local_base_freq"] = local;
+        old_rope(config);
+        remove(config, "layer_types");
+    };
+    let (_, old) = changed_fixture("gemma3", |config| {
+        nested(config);
+        config["sliding_window_pattern"] = 6.into();
+    });
+    assert_eq!(old, fixture("gemma3")[0]);
+    let (_, old) = changed_fixture("olmo3", nested);
+    assert_eq!(old, fixture("olmo3")[0]);
+    let (_, sparse) = changed_fixture("gemma3", |config| config["layer_types"] = Value::Null);
+    assert_eq!(
+        sparse,
+        fixture("gemma3")[0],
+        "every sixth layer sees all positions unless something else is said"
+    );
+}
+
+/// A multimodal checkpoint keeps the language model's config in a section and its tensors behind a prefix.
+#[test]
+fn the_language_model_of_a_multimodal_checkpoint_is_found() {
+    for prefix in ["model.language_model.", "language_model.model."] {
+        let (dir, _) = changed_fixture("gemma3", |_| ());
+        let path = dir.join("config.json");
+        let mut text: Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).expect("readable")).expect("json");
+        for default in ["rms_norm_eps", "tie_word_embeddings"] {
+            remove(&mut text, default);
+        }
+        let outer = json!({"model_type": "gemma3", "text_config": text, "vision_config": {}});
+        std::fs::write(&path, outer.to_string()).expect("writable");
+        let weights = dir.join("model.safetensors");
+        let data = std::fs::read(&weights).expect("readable");
+        let length = u64::from_le_bytes(data[..8].try_into().expect("8 bytes")) as usize;
+        let header = std::str::from_utf8(&data[8..8 + length]).expect("text");
+        let header = header.replace("\"model.", &format!("\"{prefix}")).into_bytes();
+        let mut out = (header.len() as u64).to_le_bytes().to_vec();
+        out.extend(&header);
+        out.extend(&data[8 + length..]);
+        std::fs::write(&weights, out).expect("writable");
+        let file = std::sync::Arc::new(ModelFile::open(dir.path()).expect("a folder"));
+        let info = ModelInfo::read(&file).expect("all tensors");
+        assert_eq!(info.config, fixture("gemma3")[0]);
+        assert_eq!(info.unexpected, [""; 0]);
+    }
+}
+
+#[test]
+fn layer_types_that_are_not_known_are_refused() {
+    for (value, part) in [
+        (json!(["full_attention", "chunked_attention"]), "chunked_attention"),
+        (json!(["full_attention"]), "one value per layer, 2"),
+    ] {
+        let message = refused_folder(&TinySpec::llama(), |config| {
+            config["model_type"] = "mistral".into();
+            config["sliding_window"] = 64.into();
+            config["layer_types"] = value;
+        });
+        assert!(message.contains("layer_types") && message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn gguf_windows_come_from_a_list_a_number_or_the_architecture() {
+    use hob_files::{Array, Value};
+    let shape = DenseShape { layers: 2, ..tiny_shape() };
+    let windows = |config: &Config| config.layers.iter().map(|l| l.window).collect::<Vec<_>>();
+    assert_eq!(windows(&Config::dense("gemma2", &shape).expect("a shape")), [Some(7), None]);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gemma2/model.f32.gguf");
+    let file = ModelFile::open(&file).expect("a GGUF");
+    let with = |pattern: Value| {
+        let dir = TempDir::new("pattern");
+        let mut writer = Writer::new();
+        file.metadata().copy_to(&mut writer);
+        writer.set("gemma2.attention.sliding_window_pattern", pattern);
+        let mut data = Vec::new();
+        for tensor in file.tensors() {
+            writer.tensor(&tensor.name, tensor.format, &tensor.shape).expect("a tensor");
+            data.push(file.mapped(tensor));
+        }
+        let path = dir.join("pattern.gguf");
+        writer.save(&path, &data).expect("writable");
+        windows(&Config::from_file(&ModelFile::open(&path).expect("a GGUF")).expect("a config"))
+    };
+    let w = Some(16);
+    assert_eq!(with(Value::Array(Array::Bool(vec![true, true, false, true]))), [w, w, None, w]);
+    assert_eq!(with(Value::U32(3)), [w, w, None, w]);
+    assert_eq!(with(Value::U32(1)), [None; 4]);
+}
+
+fn tiny_shape() -> DenseShape {
+    DenseShape {
+        vocab: 320,
+        dim: 64,
+        layers: 7,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 32,
+        ffn: 160,
+        ctx_train: 4096,
+        rope_base: 1e6,
+        tied: true,
+        rms_eps: Some(1e-6),
+        window: Some(7),
+        ..DenseShape::default()
+    }
+}
+
+#[test]
+fn dense_shapes_get_what_their_architecture_adds() {
+    let of = |arch| Config::dense(arch, &tiny_shape()).expect("a shape");
+    let mut gemma = of("gemma3");
+    let [_, real] = fixture("gemma3");
+    gemma.ropes[0].scaling = RopeScaling::Linear { factor: 8.0 };
+    for layer in &mut gemma.layers {
+        layer.window = layer.window.map(|_| 16);
+    }
+    assert_eq!(gemma, real);
+    let local = DenseShape { local_rope_base: Some(5e3), window: None, ..tiny_shape() };
+    let local = Config::dense("gemma3", &local).expect("a shape");
+    assert_eq!((local.ropes[1].base, local.layers[0].window), (5e3, Some(512)));
+    let rotates = of("smollm3").layers.iter().filter(|l| l.rope.is_some()).count();
+    assert_eq!(rotates, 6);
+    let qwen3 = ModelInfo::slots_of(&of("qwen3"), hob_model::Naming::Gguf).expect("known");
+    let norm = qwen3.iter().find(|s| s.name == "blk.6.attn_k_norm.weight").expect("a norm of keys");
+    assert_eq!((norm.cols, norm.add_one), (32, false));
+    let zero_centred = ModelInfo::slots_of(&of("gemma3"), hob_model::Naming::HuggingFace).expect("known");
+    let norms = zero_centred.iter().filter(|s| s.add_one).count();
+    assert_eq!(norms, 7 * 6 + 1, "four norms of the stream and two of heads in each layer, and the last");
+}
+
 /// A rope in the dialect of transformers 4 and 5.
 fn dialects(scaling: &Value) -> [Value; 2] {
     let mut v5 = scaling.clone();
@@ -77,7 +305,15 @@ fn both_dialects_of_config_json_mean_the_same() {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64
     });
-    for scaling in [llama3, json!({"rope_type": "default"})] {
+    let linear = json!({"rope_type": "linear", "factor": 4.0});
+    let yarn = json!({
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0
+    });
+    let long = json!({
+        "rope_type": "longrope", "original_max_position_embeddings": 64, "partial_rotary_factor": 0.5,
+        "short_factor": [1.0, 1.0, 1.5, 2.0], "long_factor": [1.0, 2.0, 4.0, 8.0]
+    });
+    for scaling in [llama3, linear, yarn, long, json!({"rope_type": "default"})] {
         let prompt = tokens(1, 100, 320);
         let [new, old] = dialects(&scaling).map(|rope| {
             let tiny = folder(&TinySpec::llama(), |config| {
@@ -162,7 +398,7 @@ fn missing_required_keys_are_named() {
 
 #[test]
 fn what_is_not_computed_is_refused_by_key_and_value() {
-    let cases: [(&str, Value); 14] = [
+    let cases: [(&str, Value); 18] = [
         ("model_type", json!("grue")),
         ("hidden_act", json!("gelu")),
         ("hidden_size", json!("wide")),
@@ -170,10 +406,14 @@ fn what_is_not_computed_is_refused_by_key_and_value() {
         ("num_attention_heads", json!(0)),
         ("num_key_value_heads", json!(3)),
         ("vocab_size", json!(321)),
-        ("partial_rotary_factor", json!(0.5)),
+        ("partial_rotary_factor", json!(1.5)),
         ("quantization_config", json!({"quant_method": "awq"})),
-        ("rope_scaling", json!({"type": "yarn", "factor": 4.0})),
-        ("rope_scaling", json!({"type": "linear", "factor": 2.0})),
+        ("rope_scaling", json!({"type": "dynamic", "factor": 4.0})),
+        ("rope_scaling", json!({"type": "linear", "factor": "two"})),
+        ("rope_scaling", json!({"type": "yarn", "factor": -4.0})),
+        ("rope_scaling", json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]})),
+        ("rope_scaling", json!({"type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1})),
+        ("hidden_activation", json!("gelu_pytorch_tanh")),
         ("rope_parameters", json!({"full_attention": {"rope_type": "default"}})),
         ("attn_logit_softcapping", json!(50.0)),
         ("num_local_experts", json!(8)),
@@ -187,7 +427,7 @@ fn what_is_not_computed_is_refused_by_key_and_value() {
             other => other,
         };
         assert!(message.contains(named), "{key}: {message}");
-        let detail = ["yarn", "linear", "gelu", "awq", "321", "0.5"];
+        let detail = ["dynamic", "gelu", "awq", "321", "1.5", "two", "-4", "[1.0]", "llama_4_scaling_beta"];
         for part in detail.iter().filter(|d| value.to_string().contains(**d)) {
             assert!(message.contains(part), "{key}: {message}");
         }
@@ -202,8 +442,12 @@ fn what_is_not_computed_is_refused_by_key_and_value() {
 fn gguf_keys_that_change_the_forward_pass_are_refused() {
     let message = refused_gguf("general.architecture", "grue");
     assert!(message.contains("unknown architecture 'grue'") && message.contains("llama, qwen2"), "{message}");
+    let message = refused_gguf("llama.rope.scaling.type", "dynamic");
+    assert!(message.contains("'llama.rope.scaling.type'") && message.contains("dynamic"), "{message}");
     let message = refused_gguf("llama.rope.scaling.type", "yarn");
-    assert!(message.contains("'llama.rope.scaling.type'") && message.contains("yarn"), "{message}");
+    assert!(message.contains("'llama.rope.scaling.factor'"), "{message}");
+    let message = refused_gguf("llama.rope.scaling.factor", f32::NAN);
+    assert!(message.contains("'llama.rope.scaling.factor'") && message.contains("NaN"), "{message}");
     let message = refused_gguf("llama.expert_count", 8u32);
     assert!(message.contains("'llama.expert_count'") && message.contains('8'), "{message}");
     let message = refused_gguf("llama.rope.dimension_count", 17u32);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::*;
 use hob_compute::reference::Reference;
-use hob_compute::{ByteSource, Compute, Token, WeightKind};
+use hob_compute::{ByteSource, Compute, Token};
 use hob_files::TensorInfo;
 use hob_model::config::DenseShape;
 use hob_model::{Config, Layout, Model, ModelError, ModelInfo, Naming, Row, TensorSource};
@@ -48,9 +48,8 @@ impl Zeros {
             if tensors.iter().any(|t| t.name == slot.name) {
                 continue;
             }
-            let vector = slot.kind == WeightKind::Vector;
-            let shape = if vector { vec![slot.cols] } else { vec![slot.rows, slot.cols] };
-            let bytes = (slot.rows * slot.cols * 4) as u64;
+            let shape = slot.shape;
+            let bytes = shape.iter().product::<usize>() as u64 * 4;
             tensors.push(TensorInfo {
                 name: slot.name,
                 format: Format::F32,
@@ -92,7 +91,7 @@ fn shape() -> DenseShape {
         ffn: 96,
         ctx_train: 512,
         rope_base: 10_000.0,
-        tied: false,
+        ..DenseShape::default()
     }
 }
 
@@ -230,7 +229,37 @@ fn layouts_without_room_are_refused() {
 }
 
 #[test]
-fn a_window_limits_the_context() {
+fn parts_of_one_tensor_are_checked_against_the_whole() {
+    let mut fused = Config::dense("phi3", &shape()).expect("a valid shape");
+    for layer in &mut fused.layers {
+        (layer.fused.qkv, layer.fused.gate_up) = (true, true);
+    }
+    let slots = ModelInfo::slots_of(&fused, Naming::Gguf).expect("a known architecture");
+    let of = |name: &str| slots.iter().filter(|s| s.name == name).collect::<Vec<_>>();
+    let spans: Vec<_> =
+        of("blk.0.attn_qkv.weight").iter().map(|s| (s.first, s.rows, s.shape.clone())).collect();
+    assert_eq!(spans, [(0, 64, vec![128, 64]), (64, 32, vec![128, 64]), (96, 32, vec![128, 64])]);
+    let spans: Vec<_> = of("blk.1.ffn_up.weight").iter().map(|s| (s.first, s.rows)).collect();
+    assert_eq!(spans, [(0, 96), (96, 96)]);
+    let source = Zeros::new(&fused, |_| ());
+    let info = ModelInfo::new(fused.clone(), &source).expect("complete");
+    assert_eq!(info.unexpected, [""; 0]);
+    let plain = ModelInfo::new(
+        Config::dense("phi3", &shape()).expect("a valid shape"),
+        &Zeros::new(&Config::dense("phi3", &shape()).expect("a valid shape"), |_| ()),
+    );
+    let plain = plain.expect("complete");
+    assert_eq!(info.parameters(), plain.parameters());
+    assert_eq!(info.footprint(&Layout::new(64)).total, plain.footprint(&Layout::new(64)).total);
+    let cut = Zeros::new(&fused, |tensors| find(tensors, "blk.0.attn_qkv.weight").shape[0] = 96);
+    let message = ModelInfo::new(fused.clone(), &cut).expect_err("refused").to_string();
+    assert!(message.contains("'blk.0.attn_qkv.weight'") && message.contains("[128, 64]"), "{message}");
+    let mut dev = Reference::new(true);
+    Model::load_from(&source, info, &mut dev, &Layout::new(64), &mut |_, _| ()).expect("a model");
+}
+
+#[test]
+fn windows_are_no_limit_of_the_context() {
     let tiny = folder(&TinySpec::qwen2(), |config| {
         config["use_sliding_window"] = true.into();
         config["sliding_window"] = 100.into();
@@ -239,11 +268,12 @@ fn a_window_limits_the_context() {
     let info = ModelInfo::read(&tiny.file).expect("a model");
     let windows: Vec<_> = info.config.layers.iter().map(|l| l.window).collect();
     assert_eq!(windows, [None, Some(100)]);
-    let load =
-        |ctx| Model::load(tiny.file.clone(), &mut Reference::new(true), &Layout::new(ctx), &mut |_, _| ());
-    let message = load(101).err().expect("refused").to_string();
-    assert!(message.contains("at most 100") && message.contains("101"), "{message}");
-    assert!(load(100).is_ok());
+    Model::load(tiny.file.clone(), &mut Reference::new(true), &Layout::new(300), &mut |_, _| ())
+        .expect("a model with more context than the window");
+    // One layer reads and multiplies with all 200 positions, the other with 100.
+    let kv = info.kv_bytes_per_token();
+    assert_eq!(info.bytes_per_token(199) - info.bytes_per_token(0), kv / 2 * (199 + 99));
+    assert_eq!(info.macs_per_token(199) - info.macs_per_token(0), 2 * 64 * (199 + 99));
 }
 
 #[test]

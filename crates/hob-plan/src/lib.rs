@@ -16,6 +16,7 @@ mod plan;
 mod show;
 #[cfg(test)]
 mod testing;
+mod tuning;
 pub mod units;
 mod wish;
 
@@ -27,4 +28,5 @@ pub use history::History;
 pub use limits::{LimitSource, MemoryLimit};
 pub use machine::{CACHE_FILE, Machine, Measured, Probe, Prober, ReadRate};
 pub use plan::{Context, MemoryLine, Plan, Sizes, Subject};
+pub use tuning::{Trial, TuningTable};
 pub use wish::Wish;

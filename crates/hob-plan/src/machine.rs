@@ -9,6 +9,7 @@ use hob_cpu::probe;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{CpuFacts, MemoryFacts, SysRoot};
+use crate::tuning::TuningTable;
 use crate::units::{show_bytes, show_figures};
 
 /// File under `HOB_HOME` that holds the probes.
@@ -54,6 +55,9 @@ pub struct Machine {
     /// Memory as it was when this value was made (never from the cache).
     pub memory: MemoryFacts,
     pub probe: Probe,
+    /// Found by [`Machine::tuned`]; the kernels' defaults where there is none.
+    #[serde(default)]
+    pub tuning: Option<TuningTable>,
     /// What did not work about the cache, for people.
     #[serde(skip)]
     pub notes: Vec<String>,
@@ -114,6 +118,21 @@ impl Machine {
         Self::obtain(&SysRoot::default(), home, true, &mut CpuProber)
     }
 
+    /// Keeps `tuning` with this machine's measurements.
+    ///
+    /// # Errors
+    /// Why the cache could not be written.
+    pub fn tuned(mut self, home: &Path, tuning: TuningTable) -> Result<Self, String> {
+        let path = home.join(CACHE_FILE);
+        let mut cache = load_cache(&path);
+        self.tuning = Some(tuning);
+        cache.machines.retain(|m| !m.matches(&self.cpu));
+        cache.machines.insert(0, self.clone());
+        cache.machines.truncate(CACHE_ENTRIES);
+        save_cache(&path, &cache).map_err(|problem| format!("{}: {problem}", path.display()))?;
+        Ok(self)
+    }
+
     /// Whether [`Machine::cached`] would have to measure.
     pub fn is_cached(home: &Path) -> bool {
         let cpu = read_cpu(&SysRoot::default());
@@ -133,6 +152,7 @@ impl Machine {
             return Self { cpu, memory, ..old.clone() };
         }
         let (probe, problem) = measure(&cpu, &memory, prober);
+        let tuning = old.as_ref().and_then(|o| o.tuning.clone());
         let probe = match old {
             Some(old) if probe.busy || problem.is_some() => keep_better(old.probe, probe),
             _ => probe,
@@ -140,7 +160,7 @@ impl Machine {
         let hob = env!("CARGO_PKG_VERSION").to_string();
         let notes =
             problem.into_iter().map(|p| format!("read bandwidth could not be measured: {p}")).collect();
-        let mut machine = Self { hob, cpu, memory, probe, notes };
+        let mut machine = Self { hob, cpu, memory, probe, tuning, notes };
         cache.machines.insert(0, machine.clone());
         cache.machines.truncate(CACHE_ENTRIES);
         if let Err(problem) = save_cache(&path, &cache) {
@@ -322,6 +342,11 @@ impl Machine {
         if let Some(nanos) = self.probe.ping_pong_nanos {
             line("line transfer", format!("{nanos:.0} ns between two threads"));
         }
+        let tuning = self.tuning.as_ref().map(TuningTable::summary);
+        line(
+            "tuning",
+            tuning.unwrap_or_else(|| "built-in values; hob bench --tune measures this machine".into()),
+        );
         if self.probe.busy {
             let others = self.probe.others_cpus.unwrap_or(0.0);
             line(
@@ -383,6 +408,30 @@ mod tests {
         let third = Machine::obtain(&root, &home, true, &mut fake(20.0));
         assert_eq!(third.read_gb_per_s(1), 20.0);
         assert_eq!(Machine::obtain(&root, &home, false, &mut prober).read_gb_per_s(1), 20.0);
+    }
+
+    #[test]
+    fn a_tuning_table_is_kept_and_survives_a_new_probe() {
+        let dir = fake_root("machine-tuning", &files());
+        let root = SysRoot::new(dir.path());
+        let home = dir.join("home");
+        let machine = Machine::obtain(&root, &home, false, &mut fake(10.0));
+        assert!(machine.table().contains("hob bench --tune"));
+        let table = TuningTable {
+            prefetch_bytes: 1024,
+            streamed_rows: 2,
+            streamed_rows_dot: 4,
+            tasks_per_thread: 8,
+            threads: 1,
+            trials: Vec::new(),
+            measured_unix: 1,
+        };
+        let tuned = machine.tuned(&home, table.clone()).expect("kept");
+        assert!(tuned.table().contains("prefetch 1024 bytes"), "{}", tuned.table());
+        for refresh in [false, true] {
+            let again = Machine::obtain(&root, &home, refresh, &mut fake(12.0));
+            assert_eq!(again.tuning, Some(table.clone()), "refresh {refresh}");
+        }
     }
 
     #[test]

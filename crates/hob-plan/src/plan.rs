@@ -208,6 +208,16 @@ fn choose_threads(machine: &Machine, wish: &Wish, notes: &mut Notes) -> usize {
             }
             n
         }
+        // Fewer threads than cores would slow prompts down, however many decode needs.
+        None if machine
+            .tuning
+            .as_ref()
+            .is_some_and(|t| t.threads > cpu.cores && t.threads <= cpu.threads) =>
+        {
+            let tuned = machine.tuning.as_ref().map_or(cpu.cores, |t| t.threads);
+            notes.reasons.push(format!("{tuned} threads: fastest when this machine was tuned"));
+            tuned
+        }
         None => {
             let smt =
                 if cpu.cores < cpu.threads { " (a second thread per core shares its units)" } else { "" };

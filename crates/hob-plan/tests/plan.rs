@@ -25,6 +25,7 @@ impl Sizes for Known {
             lines: vec![line("weights", GIB), line("KV", kv), line("scratch", scratch)],
             weights: GIB,
             kv,
+            state: 0,
             scratch,
             total: GIB + kv + scratch,
             mapped: 0,
@@ -76,6 +77,7 @@ fn machine(free: u64) -> Machine {
             busy: false,
             measured_unix: 0,
         },
+        tuning: None,
         notes: vec![],
     }
 }

@@ -7,9 +7,14 @@
 
 mod error;
 mod formats;
+mod int;
+mod packed;
 mod registry;
 mod row;
 
 pub use error::QuantError;
+pub use formats::grids;
+pub use int::{INT_BLOCK, IntBlock, Minima, int_block};
+pub use packed::packed_bytes;
 pub use registry::Format;
 pub use row::{decode_row, encode_row};

@@ -199,6 +199,9 @@ pub struct BenchArgs {
     /// Also check this many tokens of one sequence per step, such as 1,2,4,8 (what speculation costs)
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub rows: Vec<usize>,
+    /// Find this machine's best kernel settings instead (a few seconds), and keep them
+    #[arg(long, conflicts_with_all = ["model", "synth", "prompt", "tokens", "rows", "depth"])]
+    pub tune: bool,
     /// Samples of each kind
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,

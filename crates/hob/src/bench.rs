@@ -4,7 +4,7 @@ use anyhow::Result;
 use hob_lab::bench::{self, BenchConfig, HEADER, Report, Row, Subject, Watch};
 use hob_lab::synth::Synth;
 use hob_model::{FileTensors, ModelInfo, TensorSource};
-use hob_plan::{History, Machine, Plan, Wish};
+use hob_plan::{History, Machine, Plan, TuningTable, Wish};
 use indicatif::ProgressBar;
 
 use crate::args::BenchArgs;
@@ -18,6 +18,9 @@ pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
         return Ok(exit::OK);
     }
     let machine = house.machine();
+    if args.tune {
+        return tune(house, machine, args.json);
+    }
     match &args.synth {
         Some(text) => {
             let synth =
@@ -31,6 +34,22 @@ pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
             measure(&machine, args, opened.name, String::new(), &FileTensors(opened.file), info)
         }
     }
+}
+
+/// Measures the tuning table and keeps it with the machine.
+fn tune(house: &House, machine: Machine, json: bool) -> Result<i32> {
+    let bar = term::spinner("");
+    let found =
+        TuningTable::measure(machine.cpu.threads, &mut |knob| bar.set_message(format!("trying {knob}")));
+    bar.finish_and_clear();
+    let table = found.map_err(anyhow::Error::msg)?;
+    let machine = machine.tuned(house.home(), table.clone()).map_err(anyhow::Error::msg)?;
+    if json {
+        term::print(&format!("{:#}\n", serde_json::json!({ "machine": machine, "tuning": table })))?;
+    } else {
+        term::print(&format!("{machine}\n{}", table.table()))?;
+    }
+    Ok(exit::OK)
 }
 
 fn measure(

@@ -54,7 +54,11 @@ impl House {
         if !Machine::is_cached(self.home()) {
             term::note("measuring this machine's memory bandwidth (about a second, once)");
         }
-        Machine::cached(self.home())
+        let machine = Machine::cached(self.home());
+        if let Some(tuning) = &machine.tuning {
+            tuning.apply();
+        }
+        machine
     }
 
     /// Finds a model that is on this disk; `fetch` downloads it if the catalogue knows it.

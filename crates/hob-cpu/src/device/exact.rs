@@ -1,7 +1,7 @@
 //! KV of an exact device: f32 pages and the oracle's own attention, so that goldens see no rounding. Not fast.
 
-use hob_compute::reference::attention::Partial;
-use hob_compute::{AppendKv, Attend, PAGE_POSITIONS, Page, PageSpec, Result};
+use hob_compute::reference::attention::Query;
+use hob_compute::{AppendKv, Attend, PAGE_POSITIONS, Page, Result};
 
 use super::PagePools;
 use crate::pool::Pool;
@@ -49,31 +49,30 @@ pub(super) fn copy_page(pages: &mut PagePools, from: Page, to: Page, positions: 
 }
 
 /// Attention of every (row, head), each a unit of work.
-pub(super) fn attend(pool: &Pool, pages: &PagePools, args: &Attend, (q, out): (&[f32], &mut [f32])) {
-    let spec = PageSpec { kv_heads: args.kv_heads, head_dim: args.head_dim };
-    let group = args.heads / args.kv_heads;
+pub(super) fn attend(
+    pool: &Pool,
+    pages: &PagePools,
+    args: &Attend,
+    sinks: Option<&[f32]>,
+    (q, out): (&[f32], &mut [f32]),
+) {
     let out = Parts::new(out);
     for seq in args.seqs {
         each_unit(pool, seq.rows * args.heads, &|_, unit| {
             let (i, head) = (unit / args.heads, unit % args.heads);
-            let visible = seq.position + i + 1;
             let start = ((seq.row + i) * args.heads + head) * args.head_dim;
             let range = start..start + args.head_dim;
-            let mut state: Option<Partial> = None;
-            for (p, &page) in seq.pages[..visible.div_ceil(PAGE_POSITIONS)].iter().enumerate() {
-                let Ok(pool) = pages.get("attend", page.pool) else { return };
-                let here = (visible - p * PAGE_POSITIONS).min(PAGE_POSITIONS);
-                let page = &pool.floats[pool.span(page.index)];
-                let next = Partial::of_page(&q[range.clone()], &spec, head / group, page, here, args.scale);
-                match &mut state {
-                    Some(state) => state.fold(&next),
-                    None => state = Some(next),
-                }
-            }
-            if let Some(state) = state {
-                // SAFETY: every unit is another head of another row.
-                state.finish(unsafe { out.part(range) });
-            }
+            let query = Query::new(args, head, &q[range.clone()], sinks.map(|s| s[head]));
+            let page = |p: usize| {
+                let page = seq.pages[p];
+                let pool = pages.get("attend", page.pool)?;
+                Ok(&pool.floats[pool.span(page.index)])
+            };
+            // SAFETY: every unit is another head of another row.
+            let out = unsafe { out.part(range) };
+            // Every page was found when the arguments were checked.
+            let found = query.attend(seq.position + i, page, out);
+            debug_assert!(found.is_ok());
         });
     }
 }

@@ -1,7 +1,8 @@
 //! The int8 form of a buffer of activations, packed for the kernels.
 //!
 //! Rows are grouped in tiles of [`TILE`] (the last tile may be smaller, n rows). A tile stores, block after block of 32
-//! values: n x 32 codes, n scales (f32), n sums (i32), n scaled sums (f32): one small sequential stream per tile.
+//! values: n x 32 codes, n scales (f32), n pairs of sums (two i16: of codes 0..16 and of 16..32), n scaled sums of all
+//! 32 (f32): one small sequential stream per tile.
 //! The number of blocks is even: weights are packed in pairs of blocks.
 
 use std::ops::Range;
@@ -33,6 +34,53 @@ pub struct ActCache {
     key: Option<(usize, usize, usize)>,
 }
 
+/// Packed rows that belong to no buffer.
+#[derive(Default)]
+pub(super) struct Store(Vec<Line>);
+
+impl Store {
+    /// `len` bytes of room; contents as they were left.
+    pub fn bytes(&mut self, len: usize) -> &mut [u8] {
+        let lines = len.div_ceil(64);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line([0; 64]));
+        }
+        bytes_of(&mut self.0, len)
+    }
+}
+
+/// Bytes of one packed row of `cols` values, whatever tile it is in.
+pub(super) fn row_bytes(cols: usize) -> usize {
+    bytes_for(1, padded_blocks(cols))
+}
+
+/// Packs `rows` rows, `row(i)` each, as the tiles of `out`, [`row_bytes`] per row.
+pub(super) fn pack_rows<'x>(isa: Isa, rows: usize, row: impl Fn(usize) -> &'x [f32], out: &mut [u8]) {
+    let per_row = out.len() / rows.max(1);
+    for (t, tile) in out.chunks_mut(TILE * per_row).enumerate() {
+        let n = (rows - t * TILE).min(TILE);
+        (0..n).for_each(|r| pack_row(isa, row(t * TILE + r), tile, n, r));
+    }
+}
+
+/// Makes tiles of rows that were packed one by one: `one(i)` is row i as a tile of its own.
+pub(super) fn gather_rows<'x>(rows: usize, one: impl Fn(usize) -> &'x [u8], out: &mut [u8]) {
+    let per_row = out.len() / rows.max(1);
+    for (t, tile) in out.chunks_mut(TILE * per_row).enumerate() {
+        let n = (rows - t * TILE).min(TILE);
+        for r in 0..n {
+            let blocks = one(t * TILE + r).chunks_exact(block_bytes(1));
+            for (from, to) in blocks.zip(tile.chunks_exact_mut(block_bytes(n))) {
+                to[r * BLOCK..(r + 1) * BLOCK].copy_from_slice(&from[..BLOCK]);
+                // Behind the codes stand fields of 4 bytes, each for all rows of the tile.
+                for (field, value) in from[BLOCK..].chunks_exact(4).enumerate() {
+                    to[n * BLOCK + 4 * (field * n + r)..][..4].copy_from_slice(value);
+                }
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
@@ -40,7 +88,7 @@ struct Line([u8; 64]);
 /// A borrowed packed activation.
 #[derive(Clone, Copy)]
 pub struct Packed<'a> {
-    bytes: &'a [u8],
+    pub bytes: &'a [u8],
     pub rows: usize,
     pub blocks: usize,
 }
@@ -132,6 +180,11 @@ fn bytes_of(lines: &mut [Line], len: usize) -> &mut [u8] {
 }
 
 impl<'a> Packed<'a> {
+    /// `bytes` as [`pack_rows`] or [`gather_rows`] filled them.
+    pub(super) fn of(bytes: &'a [u8], rows: usize, cols: usize) -> Self {
+        Packed { bytes, rows, blocks: padded_blocks(cols) }
+    }
+
     pub fn tiles(self) -> impl Iterator<Item = Tile<'a>> {
         (0..self.rows.div_ceil(TILE)).map(move |i| self.tile(i))
     }
@@ -175,15 +228,17 @@ fn pack_row(isa: Isa, row: &[f32], tile: &mut [u8], n: usize, r: usize) {
         };
         let codes: &mut [u8; BLOCK] =
             (&mut block[r * BLOCK..(r + 1) * BLOCK]).try_into().expect("a block has 32 codes");
-        let (d, sum) = quantize(isa, values, codes);
+        let (d, [low, high]) = quantize(isa, values, codes);
         let tail = n * BLOCK;
         block[tail + 4 * r..][..4].copy_from_slice(&d.to_le_bytes());
-        block[tail + 4 * (n + r)..][..4].copy_from_slice(&sum.to_le_bytes());
-        block[tail + 4 * (2 * n + r)..][..4].copy_from_slice(&(d * sum as f32).to_le_bytes());
+        block[tail + 4 * (n + r)..][..2].copy_from_slice(&low.to_le_bytes());
+        block[tail + 4 * (n + r) + 2..][..2].copy_from_slice(&high.to_le_bytes());
+        let scaled = d * (i32::from(low) + i32::from(high)) as f32;
+        block[tail + 4 * (2 * n + r)..][..4].copy_from_slice(&scaled.to_le_bytes());
     }
 }
 
-fn quantize(isa: Isa, x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (f32, i32) {
+fn quantize(isa: Isa, x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (f32, [i16; 2]) {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {
         // SAFETY: the ISA class was detected on this CPU.
@@ -194,7 +249,13 @@ fn quantize(isa: Isa, x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (f32, i32) {
     for (c, q) in codes.iter_mut().zip(block.q) {
         *c = q as u8;
     }
-    (block.d, block.sum)
+    (block.d, block.sums)
+}
+
+/// Both sums of a pair, read from a tile as one dword.
+#[inline(always)]
+pub(super) const fn sum_of(pair: i32) -> i32 {
+    (pair as i16) as i32 + (pair >> 16)
 }
 
 /// Reciprocal and scale of a block's largest magnitude.

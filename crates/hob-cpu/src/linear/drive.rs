@@ -3,27 +3,29 @@
 use std::cell::RefCell;
 
 use hob_compute::{Activation, Combine};
-use hob_quant::Format;
 
 use super::act::{Packed, SendPtr, Source};
 use super::combine::{Block, Target, gated, store};
 use super::float::{self, Rows};
-use super::layout::{Kind, LANES, Matrix};
-use super::{Job, MAX_PRODUCTS, portable};
+use super::layout::{Kind, Matrix};
+use super::shape::LANES;
+use super::{Job, MAX_PRODUCTS, Tuning, portable, tuning};
 use crate::isa::Isa;
 use crate::pool::{Pool, Shares};
-
-/// Up to this many activation rows the packed weights are streamed; above, a tile is unpacked once for all rows.
-pub const FEW: usize = 8;
 
 /// Per-thread working memory, kept between calls so that a decode step allocates nothing.
 #[derive(Default)]
 struct Work {
     y: Vec<f32>,
+    /// Products of 16 weight rows, where units are taller than the kernel makes them.
+    #[cfg(target_arch = "x86_64")]
+    group: Vec<f32>,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<Box<super::avx2::gemm::Scratch>>,
     #[cfg(target_arch = "x86_64")]
-    avx512: Option<Box<super::avx512::gemm::Scratch>>,
+    narrow: Option<Box<super::vnni::narrow::Scratch>>,
+    #[cfg(target_arch = "x86_64")]
+    wide: Option<Box<super::vnni::wide::Scratch>>,
 }
 
 thread_local! {
@@ -42,16 +44,17 @@ struct Product<'a> {
 
 /// Rows of a matrix, and where the thread's reading goes on after them.
 #[derive(Clone, Copy)]
-struct Rowed<'a> {
-    matrix: &'a Matrix,
-    row: usize,
-    height: usize,
-    next: *const u8,
+pub(super) struct Rowed<'a> {
+    pub matrix: &'a Matrix,
+    pub row: usize,
+    pub height: usize,
+    pub next: *const u8,
 }
 
 /// Everything a unit reads.
 struct Ctx<'a> {
     isa: Isa,
+    tuning: Tuning,
     rows: usize,
     height: usize,
     packed: Option<Packed<'a>>,
@@ -65,8 +68,10 @@ pub(super) fn run(pool: &Pool, isa: Isa, job: Job) {
     let int8 = products.iter().any(|p| p.matrix.kind() != Kind::Float);
     let source = Source { x, stride: x_stride, rows, cols, first_row };
     let packed = int8.then(|| cache.derive(pool, isa, source));
-    let height = height(isa, rows, products.iter().map(|p| p.matrix.rows()).sum::<usize>(), pool.threads());
-    let ctx = Ctx { isa, rows, height, packed, x: Rows { x, stride: x_stride, rows }, combine };
+    let tuning = tuning();
+    let outputs = products.iter().map(|p| p.matrix.rows()).sum::<usize>();
+    let height = height(isa, rows, outputs.div_ceil(tuning.spread.max(1) * pool.threads()), &tuning);
+    let ctx = Ctx { isa, tuning, rows, height, packed, x: Rows { x, stride: x_stride, rows }, combine };
     let mut list: [Option<Product>; MAX_PRODUCTS] = [None; MAX_PRODUCTS];
     let mut units = 0;
     let split = !matches!(combine, Combine::Gated(_));
@@ -93,12 +98,24 @@ pub(super) fn run(pool: &Pool, isa: Isa, job: Job) {
     });
 }
 
-/// Weight rows per unit. Few activation rows: enough units to share out, otherwise long stretches of one stream.
-fn height(isa: Isa, rows: usize, outputs: usize, threads: usize) -> usize {
-    match (rows > FEW, isa) {
-        (true, Isa::Avx512) => 32,
-        (true, _) => LANES,
-        (false, _) => (outputs / (threads * 16)).clamp(LANES, 8 * LANES) / LANES * LANES,
+/// Whether `rows` activation rows are multiplied while the packed weights stream by; for more, stretches of the weights
+/// are unpacked first.
+fn streams(isa: Isa, rows: usize, tuning: &Tuning) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx2 {
+        return rows <= tuning.few.min(super::avx2::few::ROWS);
+    }
+    let _ = isa;
+    rows <= tuning.few_wide
+}
+
+/// Weight rows per unit. Streaming: about `share`, enough units to share out, but long stretches. Otherwise: what the
+/// kernels unpack at a time.
+fn height(isa: Isa, rows: usize, share: usize, tuning: &Tuning) -> usize {
+    match (streams(isa, rows, tuning), isa) {
+        (true, _) | (false, Isa::Scalar) => share.clamp(LANES, 8 * LANES) / LANES * LANES,
+        (false, Isa::Avx512) => 2 * LANES,
+        (false, _) => LANES,
     }
 }
 
@@ -157,13 +174,11 @@ impl Ctx<'_> {
     fn products(&self, at: Rowed, y: &mut [f32], work: &mut Work) {
         let Rowed { matrix, row, height, .. } = at;
         match (matrix.kind(), self.packed) {
-            (Kind::Native, Some(acts)) => {
-                for tile in acts.tiles() {
-                    portable::native(matrix, row, height, tile, y, self.height);
-                }
-            }
+            (Kind::Native, Some(acts)) => portable::native(matrix, row, height, acts, y, self.height),
             #[cfg(target_arch = "x86_64")]
-            (Kind::Interleaved, Some(acts)) if self.isa == Isa::Avx512 => self.avx512(at, acts, y, work),
+            (Kind::Tile, Some(acts)) => self.tile(at, acts, y, work),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Interleaved, Some(acts)) if self.isa >= Isa::AvxVnni => self.vnni(at, acts, y, work),
             #[cfg(target_arch = "x86_64")]
             (Kind::Interleaved, Some(acts)) => self.avx2(at, acts, y, work),
             _ => float::unit(self.isa, matrix, row, self.x, y, (height, self.height)),
@@ -173,66 +188,108 @@ impl Ctx<'_> {
 
     #[cfg(target_arch = "x86_64")]
     fn avx2(&self, at: Rowed, acts: Packed, y: &mut [f32], work: &mut Work) {
-        use super::avx2::{Q4_0, Q4_1, Q8_0, few, gemm};
+        use super::avx2::{few, gemm};
         let Rowed { matrix, row, height, next } = at;
         let groups = row / LANES..(row + height).div_ceil(LANES);
-        // SAFETY: the matrix was interleaved because AVX2 was detected; groups and tiles cover the same K, and `y` holds
-        // `rows` rows of whole groups.
-        unsafe {
-            if self.rows > FEW {
-                let scratch = work.avx2.get_or_insert_with(gemm::Scratch::new);
-                let group = matrix.group(groups.start);
-                return match matrix.format() {
-                    Format::Q4_0 => gemm::unit::<Q4_0>(group, acts, scratch, y),
-                    Format::Q4_1 => gemm::unit::<Q4_1>(group, acts, scratch, y),
-                    _ => gemm::unit::<Q8_0>(group, acts, scratch, y),
-                };
-            }
-            for (i, g) in groups.clone().enumerate() {
-                let next = if g + 1 < groups.end { matrix.group_at((g + 1) * LANES) } else { next };
-                let stream = few::Stream { group: matrix.group(g), next };
-                for tile in acts.tiles() {
-                    let y = &mut y[tile.row * self.height + i * LANES..];
-                    match matrix.format() {
-                        Format::Q4_0 => few::group::<Q4_0>(stream, tile, y, self.height),
-                        Format::Q4_1 => few::group::<Q4_1>(stream, tile, y, self.height),
-                        _ => few::group::<Q8_0>(stream, tile, y, self.height),
-                    }
+        for (i, g) in groups.clone().enumerate() {
+            let next = if g + 1 < groups.end { matrix.group_at((g + 1) * LANES) } else { next };
+            let group = matrix.group(g);
+            let y = &mut y[i * LANES..];
+            // SAFETY: the matrix was interleaved because AVX2 was detected; groups and tiles cover the same K, and `y`
+            // holds `rows` rows of whole groups: of one, where it is not streamed.
+            unsafe {
+                if streams(Isa::Avx2, self.rows, &self.tuning) {
+                    let stream = few::Stream { group, next };
+                    few::group(matrix.format(), stream, self.tuning.ahead, acts.tile(0), y, self.height);
+                    continue;
                 }
+                let scratch = work.avx2.get_or_insert_with(gemm::Scratch::new);
+                gemm::unit(matrix.format(), group, next, acts, scratch, y);
             }
         }
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn avx512(&self, at: Rowed, acts: Packed, y: &mut [f32], work: &mut Work) {
-        use super::avx2::{Q4_0, Q4_1, Q8_0};
-        use super::avx512::{few, gemm};
-        let Rowed { matrix, row, height, .. } = at;
-        let groups = row / LANES..(row + height).div_ceil(LANES);
-        // SAFETY: the matrix was packed for 16 lanes because AVX-512 was detected; groups and tiles cover the same K,
-        // and `y` holds `rows` rows of whole groups.
+    fn tile(&self, at: Rowed, acts: Packed, y: &mut [f32], work: &mut Work) {
+        let Rowed { matrix, row, height, next } = at;
+        let scratch = work.avx2.get_or_insert_with(super::avx2::gemm::Scratch::new);
+        let need = self.rows * LANES;
+        if work.group.len() < need {
+            work.group.resize(need, 0.0);
+        }
+        for i in (0..height).step_by(LANES) {
+            let rows = (row + i, (height - i).min(LANES));
+            let next = if i + LANES < height { matrix.group_at(row + i + LANES) } else { next };
+            // SAFETY: the matrix is of this kind because AVX2 was detected and knows its format; `group` has room for
+            // `rows` rows of one unit.
+            unsafe { super::tile::unit(matrix, rows, next, acts, scratch, &mut work.group) };
+            for (to, from) in y.chunks_mut(self.height).zip(work.group.chunks_exact(LANES)).take(self.rows) {
+                to[i..i + rows.1].copy_from_slice(&from[..rows.1]);
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn vnni(&self, at: Rowed, acts: Packed, y: &mut [f32], work: &mut Work) {
+        use super::avx2::few::Stream;
+        use super::vnni::{narrow, wide};
+        let Rowed { matrix, row, height, next } = at;
+        let (format, groups) = (matrix.format(), row / LANES..(row + height).div_ceil(LANES));
+        // SAFETY: the matrix was interleaved, and Q8_0 biased, because the class was detected; groups and tiles cover the
+        // same K, and `y` holds `rows` rows of whole groups.
         unsafe {
-            if self.rows > FEW {
+            let unit = if self.isa == Isa::Avx512 { wide::HEIGHT } else { narrow::HEIGHT };
+            if self.height == unit && !streams(self.isa, self.rows, &self.tuning) {
                 let second = if groups.len() > 1 { matrix.group(groups.start + 1) } else { &[] };
                 let groups = [matrix.group(groups.start), second];
-                let scratch = work.avx512.get_or_insert_with(gemm::Scratch::new);
-                return match matrix.format() {
-                    Format::Q4_0 => gemm::unit::<Q4_0>(groups, acts, scratch, y),
-                    Format::Q4_1 => gemm::unit::<Q4_1>(groups, acts, scratch, y),
-                    _ => gemm::unit::<Q8_0>(groups, acts, scratch, y),
+                return if self.isa == Isa::Avx512 {
+                    wide::gemm(format, groups, acts, work.wide.get_or_insert_with(wide::Scratch::new), y)
+                } else {
+                    narrow::gemm(
+                        format,
+                        groups,
+                        acts,
+                        work.narrow.get_or_insert_with(narrow::Scratch::new),
+                        y,
+                    )
                 };
             }
-            for (i, g) in groups.enumerate() {
-                let group = matrix.group(g);
+            for (i, g) in groups.clone().enumerate() {
+                let next = if g + 1 < groups.end { matrix.group_at((g + 1) * LANES) } else { next };
+                let stream = Stream { group: matrix.group(g), next };
                 for tile in acts.tiles() {
                     let y = &mut y[tile.row * self.height + i * LANES..];
-                    match matrix.format() {
-                        Format::Q4_0 => few::group::<Q4_0>(group, tile, y, self.height),
-                        Format::Q4_1 => few::group::<Q4_1>(group, tile, y, self.height),
-                        _ => few::group::<Q8_0>(group, tile, y, self.height),
+                    if self.isa == Isa::Avx512 {
+                        wide::few(format, stream, self.tuning.ahead, tile, y, self.height);
+                    } else {
+                        narrow::few(format, stream, self.tuning.ahead, tile, y, self.height);
                     }
                 }
             }
         }
     }
+}
+
+/// Activation rows as products read them, for callers that walk units of their own.
+#[derive(Clone, Copy)]
+pub(super) struct Acts<'a> {
+    /// Needed unless all matrices are of the float family.
+    pub packed: Option<Packed<'a>>,
+    /// The same rows; `x.x` is read for the float family only.
+    pub x: Rows<'a>,
+}
+
+/// Weight rows that one [`tile`] takes, of a stretch of `stretch` (a multiple of [`LANES`]).
+pub(super) fn tile_height(isa: Isa, rows: usize, stretch: usize) -> usize {
+    let tuning = tuning();
+    if streams(isa, rows, &tuning) { stretch } else { height(isa, rows, 0, &tuning) }
+}
+
+/// `y[r * stride + i]` for weight rows `at`, at most [`tile_height`] of them; `stride` is exactly that height, and `y`
+/// holds `acts.x.rows` rows of it.
+pub(super) fn tile(isa: Isa, at: Rowed, acts: Acts, y: &mut [f32], stride: usize) {
+    let Acts { packed, x } = acts;
+    let tuning = tuning();
+    let ctx = Ctx { isa, tuning, rows: x.rows, height: stride, packed, x, combine: Combine::Store };
+    WORK.with_borrow_mut(|work| ctx.products(at, y, work));
 }

@@ -4,24 +4,22 @@ use hob_compute::act::uses_int8;
 use hob_compute::{ByteSource, ComputeError, WeightSpec};
 use hob_quant::Format;
 
-use super::LoadCtx;
 use super::act::SendPtr;
+use super::shape::{LANES, Shape};
+use super::{LoadCtx, pack};
 use crate::arena::Span;
 use crate::isa::Isa;
-
-/// Values of k in one superblock: two blocks of 32.
-pub const SUPER_K: usize = 64;
-/// Rows interleaved: one AVX-512 register of dwords, or two AVX2 registers that share every activation broadcast.
-pub const LANES: usize = 16;
 
 /// The layout of a matrix.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Blocks as in the file, row after row; integer dots in portable loops.
     Native,
-    /// [`LANES`] rows interleaved. A group is a sequence of superblocks of 64 k: scales of both blocks (f16, one per
-    /// row each), for Q4_1 minima likewise, then the codes, 4 k of every row per 16 dwords.
+    /// [`LANES`] rows interleaved, see [`Shape`].
     Interleaved,
+    /// Blocks as in the file, decoded to int8 by 16 rows where they are multiplied: formats without a packed form.
+    #[cfg(target_arch = "x86_64")]
+    Tile,
     /// Rows as in the file, multiplied in f32 after decoding.
     Float,
 }
@@ -34,6 +32,8 @@ pub struct Matrix {
     format: Format,
     kind: Kind,
     row_bytes: usize,
+    /// Bytes of one group of interleaved rows; 0 in other layouts.
+    group_bytes: usize,
 }
 
 impl Matrix {
@@ -54,21 +54,34 @@ impl Matrix {
         if !spec.format.can_decode() {
             return Err(wrong(format!("hob cannot compute with {}", spec.format.name())));
         }
-        let kind = match (uses_int8(spec.format) && !ctx.exact, ctx.isa) {
-            (false, _) => Kind::Float,
-            (true, Isa::Scalar) => Kind::Native,
-            (true, Isa::Avx2 | Isa::Avx512) => Kind::Interleaved,
+        let kind = match (uses_int8(spec.format) && !ctx.exact, ctx.isa, Shape::of(spec.format)) {
+            (false, _, _) => Kind::Float,
+            (true, Isa::Scalar, _) => Kind::Native,
+            (true, _, Some(_)) => Kind::Interleaved,
+            #[cfg(target_arch = "x86_64")]
+            (true, _, None) if super::avx2::tile::decodes(spec.format) => Kind::Tile,
+            (true, _, None) => Kind::Native,
+        };
+        let group_bytes = match kind {
+            Kind::Interleaved => Shape::of(spec.format).map_or(0, |s| s.group_bytes(spec.cols)),
+            _ => 0,
         };
         let size = match kind {
-            Kind::Interleaved => {
-                spec.rows.div_ceil(LANES) * spec.cols.div_ceil(SUPER_K) * super_bytes(spec.format)
-            }
+            Kind::Interleaved => group_bytes * spec.rows.div_ceil(LANES),
             _ => row_bytes * spec.rows,
         };
         let mut bytes = ctx.arena.take(size)?;
-        let job = Filling { spec, source, kind, row_bytes, isa: ctx.isa };
+        let job = Filling { spec, source, group_bytes, row_bytes, bias: biased(spec.format, ctx.isa) };
         job.run(ctx, &mut bytes)?;
-        Ok(Matrix { bytes, rows: spec.rows, cols: spec.cols, format: spec.format, kind, row_bytes })
+        Ok(Matrix {
+            bytes,
+            rows: spec.rows,
+            cols: spec.cols,
+            format: spec.format,
+            kind,
+            row_bytes,
+            group_bytes,
+        })
     }
 
     /// Bytes held.
@@ -98,42 +111,34 @@ impl Matrix {
         &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes]
     }
 
-    /// Bytes of one group.
-    fn group_bytes(&self) -> usize {
-        self.cols.div_ceil(SUPER_K) * super_bytes(self.format)
-    }
-
-    /// Where the group of `row` begins, to be prefetched; past the end, or for other layouts, any address.
+    /// Where the reading of `row` begins, to be prefetched; past the end, any address.
     pub(super) fn group_at(&self, row: usize) -> *const u8 {
-        self.bytes.as_ptr().wrapping_add(row / LANES * self.group_bytes())
+        let at = match self.kind {
+            Kind::Interleaved => row / LANES * self.group_bytes,
+            _ => row * self.row_bytes,
+        };
+        self.bytes.as_ptr().wrapping_add(at)
     }
 
     /// The superblocks of one group of interleaved rows.
     pub(super) fn group(&self, group: usize) -> &[u8] {
-        if self.kind != Kind::Interleaved {
-            return &[];
-        }
-        let bytes = self.group_bytes();
-        &self.bytes[group * bytes..(group + 1) * bytes]
+        &self.bytes[group * self.group_bytes..(group + 1) * self.group_bytes]
     }
 }
 
-/// Bytes of one superblock.
-pub const fn super_bytes(format: Format) -> usize {
-    match format {
-        Format::Q4_0 => LANES * (4 + 32),
-        Format::Q4_1 => LANES * (8 + 32),
-        _ => LANES * (4 + 64),
-    }
+/// VNNI multiplies unsigned by signed: Q8_0 codes are then stored as code + 128.
+fn biased(format: Format, isa: Isa) -> bool {
+    isa >= Isa::AvxVnni && format == Format::Q8_0
 }
 
 /// Reads a file's rows in bands and writes them in the layout, bands divided between threads.
 struct Filling<'a> {
     spec: &'a WeightSpec,
     source: &'a dyn ByteSource,
-    kind: Kind,
+    /// 0 where rows stay as in the file.
+    group_bytes: usize,
     row_bytes: usize,
-    isa: Isa,
+    bias: bool,
 }
 
 impl Filling<'_> {
@@ -173,66 +178,22 @@ impl Filling<'_> {
     }
 
     fn out_range(&self, rows: &std::ops::Range<usize>, len: usize) -> std::ops::Range<usize> {
-        match self.kind {
-            Kind::Interleaved => {
-                let group = self.spec.cols.div_ceil(SUPER_K) * super_bytes(self.spec.format);
-                rows.start / LANES * group..(rows.end.div_ceil(LANES) * group).min(len)
-            }
-            _ => rows.start * self.row_bytes..rows.end * self.row_bytes,
+        match self.group_bytes {
+            0 => rows.start * self.row_bytes..rows.end * self.row_bytes,
+            group => rows.start / LANES * group..(rows.end.div_ceil(LANES) * group).min(len),
         }
     }
 
     fn band(&self, rows: std::ops::Range<usize>, out: &mut [u8], buf: &mut Vec<u8>) -> std::io::Result<()> {
         let offset = (rows.start * self.row_bytes) as u64;
-        if self.kind != Kind::Interleaved {
+        if self.group_bytes == 0 {
             return self.source.read_at(offset, out);
         }
         buf.resize(rows.len() * self.row_bytes, 0);
         self.source.read_at(offset, buf)?;
-        let blocks = self.spec.cols / 32;
-        let group_bytes = self.spec.cols.div_ceil(SUPER_K) * super_bytes(self.spec.format);
-        for (g, group) in out.chunks_exact_mut(group_bytes).enumerate() {
-            let here = &buf[(g * LANES * self.row_bytes).min(buf.len())..];
-            let here = &here[..here.len().min(LANES * self.row_bytes)];
-            interleave(self.spec.format, blocks, here, group);
-            if self.isa == Isa::Avx512 && self.spec.format == Format::Q8_0 {
-                bias_codes(group);
-            }
+        for (rows, group) in buf.chunks(LANES * self.row_bytes).zip(out.chunks_exact_mut(self.group_bytes)) {
+            pack::group(self.spec.format, rows, self.row_bytes, group, self.bias);
         }
         Ok(())
-    }
-}
-
-/// Interleaves up to [`LANES`] rows of blocks into one group; absent rows stay zero.
-fn interleave(format: Format, blocks: usize, rows: &[u8], group: &mut [u8]) {
-    let block_bytes = format.block_bytes();
-    let row_bytes = blocks * block_bytes;
-    let step = super_bytes(format);
-    let header = block_bytes - if format == Format::Q8_0 { 32 } else { 16 };
-    let dwords = if format == Format::Q8_0 { 8 } else { 4 };
-    let codes_at = LANES * header * 2;
-    for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
-        for (b, block) in row.chunks_exact(block_bytes).enumerate() {
-            let sup = &mut group[b / 2 * step..(b / 2 + 1) * step];
-            let half = b % 2;
-            // Scales of both blocks, then (Q4_1) minima of both.
-            for (i, value) in block[..header].chunks_exact(2).enumerate() {
-                let at = ((i * 2 + half) * LANES + r) * 2;
-                sup[at..at + 2].copy_from_slice(value);
-            }
-            let codes = &mut sup[codes_at + half * dwords * LANES * 4..][..dwords * LANES * 4];
-            for (c, code) in block[header..].chunks_exact(4).enumerate() {
-                codes[(c * LANES + r) * 4..][..4].copy_from_slice(code);
-            }
-        }
-    }
-}
-
-/// VNNI multiplies unsigned by signed: Q8_0 codes are stored as code + 128.
-fn bias_codes(group: &mut [u8]) {
-    for sup in group.chunks_exact_mut(super_bytes(Format::Q8_0)) {
-        for code in &mut sup[LANES * 4..] {
-            *code ^= 0x80;
-        }
     }
 }

@@ -2,15 +2,23 @@
 //!
 //! Owns the layouts weights have in memory and the numerics of `linear`. It must not know models or buffers' handles.
 //!
-//! Two families. *Int8*: Q4_0, Q4_1 and Q8_0 interleaved over 16 rows, times activations quantised per 32
-//! ([`hob_compute::act`]). *Float*: everything else, times f32 activations in 16 virtual lanes ([`hob_compute::math`]).
+//! Two families. *Int8*: quantised weights, most of them interleaved over 16 rows ([`shape`]), times activations quantised
+//! per 32 ([`hob_compute::act`]). *Float*: everything else, times f32 activations in 16 virtual lanes ([`hob_compute::math`]).
 
 pub mod act;
 mod combine;
 mod drive;
+pub mod experts;
 mod float;
 mod layout;
+mod pack;
 mod portable;
+mod shape;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+mod tuning;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -19,6 +27,7 @@ mod avx512;
 
 pub use act::ActCache;
 pub use layout::Matrix;
+pub use tuning::{Tuning, set_tuning, tuning};
 
 use hob_compute::{Combine, ComputeError};
 

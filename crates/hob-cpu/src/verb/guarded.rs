@@ -1,6 +1,6 @@
 //! Every kernel that works on raw slices, between inaccessible pages: one byte too far ends the test.
 
-use hob_compute::reference::rows;
+use hob_compute::reference::{attention::Scoring, rows};
 use hob_compute::{PAGE_POSITIONS, Page, PageSpec, Picked, Pool as PageHandle, RopePairs, SeqRows};
 use hob_testkit::guard::{Edge, GuardedBuf};
 use hob_testkit::rng::Rng;
@@ -134,7 +134,11 @@ fn attention_stays_inside_queries_pages_and_outputs() {
             {
                 let spec = PageSpec { kv_heads, head_dim };
                 let pool = PageHandle { device: 0, index: 0, generation: 0 };
+                // Page 0 of a window that has left it is no page at all.
                 let handles: Vec<Page> = (0..2).map(|index| Page { pool, index }).collect();
+                let released = [Page::RELEASED, handles[1]];
+                let sinks = random(&mut rng, heads, edge);
+                let window = |position: usize| if position >= 455 { Some(200) } else { None };
                 let pages: Vec<GuardedBuf> = (0..2)
                     .map(|_| {
                         let values = rng.normal_vec(spec.page_bytes() / 2, 1.0);
@@ -144,17 +148,23 @@ fn attention_stays_inside_queries_pages_and_outputs() {
                         page
                     })
                     .collect();
-                for (position, rows) in [(0, 1), (70, 3), (255, 2), (300, 1), (0, 40), (250, 33), (511, 1)] {
+                let runs =
+                    [(0, 1), (70, 3), (255, 2), (300, 1), (0, 40), (250, 33), (455, 1), (470, 40), (511, 1)];
+                for (position, rows) in runs {
+                    let window = window(position);
+                    let handles = if window.is_some() { &released[..] } else { &handles[..] };
                     let width = heads * head_dim;
                     let q = random(&mut rng, rows * width, edge);
-                    let seqs = [SeqRows { row: 0, rows, position, pages: &handles }];
+                    let seqs = [SeqRows { row: 0, rows, position, pages: handles }];
                     let run = |threads: usize, q: &[f32], out: &mut [f32]| {
                         let job = attend::Job {
                             q,
                             out,
                             heads,
                             spec,
-                            scale: 0.3,
+                            scoring: Scoring::new(0.3, window.map(|_| 20.0)),
+                            window,
+                            sinks: window.map(|_| sinks.as_f32()),
                             seqs: &seqs,
                             page: &|page| pages[page.index as usize].as_u16(),
                         };

@@ -1,6 +1,9 @@
 //! Elementwise verbs. One operation per element, so every form gives the same bits; memory is the limit.
 
+use hob_compute::math;
+
 use super::{Parts, each_rows};
+use crate::isa::Isa;
 use crate::pool::Pool;
 
 /// `out = a + b`; an operand that is `None` is `out` itself. All slices have one length.
@@ -30,4 +33,39 @@ pub fn scale(pool: &Pool, a: Option<&[f32]>, factor: f32, out: &mut [f32]) {
             None => out.iter_mut().for_each(|o| *o *= factor),
         }
     });
+}
+
+/// `out = tanh(a / cap) * cap`; `a` that is `None` is `out` itself.
+pub fn softcap(pool: &Pool, isa: Isa, a: Option<&[f32]>, cap: f32, out: &mut [f32]) {
+    let parts = Parts::new(out);
+    // A tangent costs as much as a dozen other operations: count it so when sharing elements out.
+    each_rows(pool, parts.len(), 12, &|range| {
+        // SAFETY: ranges are disjoint.
+        let out = unsafe { parts.part(range.clone()) };
+        if let Some(a) = a {
+            out.copy_from_slice(&a[range]);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx2 {
+            // SAFETY: the ISA class was detected.
+            return unsafe { softcap_avx2(out, cap) };
+        }
+        let _ = isa;
+        softcap_portable(out, cap);
+    });
+}
+
+#[inline]
+fn softcap_portable(x: &mut [f32], cap: f32) {
+    x.iter_mut().for_each(|x| *x = math::tanh(*x / cap) * cap);
+}
+
+/// The portable loop, vectorized: every operation of `math::tanh` has a vector form of the same bits.
+///
+/// # Safety
+/// Needs AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn softcap_avx2(x: &mut [f32], cap: f32) {
+    softcap_portable(x, cap);
 }

@@ -14,6 +14,8 @@ pub mod map;
 pub mod norm;
 pub mod pick;
 pub mod rope;
+pub mod route;
+pub mod short_conv;
 
 use std::marker::PhantomData;
 use std::ops::Range;

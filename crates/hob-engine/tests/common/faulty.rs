@@ -71,6 +71,15 @@ impl Compute for Faulty {
     fn pick(&mut self, args: &Pick) -> Result<()> {
         self.inner.pick(args)
     }
+    fn route(&mut self, args: &Route) -> Result<()> {
+        self.inner.route(args)
+    }
+    fn experts(&mut self, args: &Experts) -> Result<()> {
+        self.inner.experts(args)
+    }
+    fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
+        self.inner.short_conv(args)
+    }
     fn submit(&mut self) -> Result<Ticket> {
         self.inner.submit()
     }

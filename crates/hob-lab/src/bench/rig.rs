@@ -24,6 +24,8 @@ pub struct Rig {
     threads: usize,
     /// How the positions below the present depth came to be.
     kv: Kv,
+    /// Longest time to compute positions up to a depth.
+    fill_seconds: f64,
     random: u64,
 }
 
@@ -37,7 +39,7 @@ impl Rig {
         let sequence = model.new_sequence()?;
         let kv = Kv { prefilled: 0, synthetic: 0 };
         let (batch, picked) = (Batch::default(), Picked::default());
-        Ok(Self { dev, model, sequence, read, batch, picked, threads, kv, random: 1 })
+        Ok(Self { dev, model, sequence, read, batch, picked, threads, kv, fill_seconds: 0.0, random: 1 })
     }
 
     pub fn threads(&self) -> usize {
@@ -54,6 +56,7 @@ impl Rig {
 
     /// Brings the sequence to `depth` positions: computed for at most `seconds`, made up from there.
     pub fn fill(&mut self, depth: usize, seconds: f64) -> Result<Kv, BenchError> {
+        self.fill_seconds = seconds;
         let start = Instant::now();
         let mut len = self.model.seq_len(self.sequence)?;
         // Behind made-up rows, computed ones would be no more real.
@@ -99,7 +102,7 @@ impl Rig {
         };
         let seconds = start.elapsed().as_secs_f64().max(1e-9);
         let after_gb_per_s = self.read.sample(self.threads, PASSES).best_gb_per_s;
-        self.model.truncate(self.sequence, depth)?;
+        self.rewind(depth)?;
         let info = self.model.info();
         let middle = depth + tokens / 2;
         // The rows of a step share one reading of the weights.
@@ -136,6 +139,16 @@ impl Rig {
         self.dev.pick(&Pick { logits: self.model.logits(), rows: logits, k: 1 })?;
         let ticket = self.dev.submit()?;
         Ok(self.dev.picked(ticket, &mut self.picked)?)
+    }
+
+    /// Back to `depth`. A recurrent state cannot go back: it starts anew.
+    fn rewind(&mut self, depth: usize) -> Result<(), BenchError> {
+        if self.model.can_truncate(self.sequence, depth)? {
+            return Ok(self.model.truncate(self.sequence, depth)?);
+        }
+        self.model.truncate(self.sequence, 0)?;
+        self.kv = Kv { prefilled: 0, synthetic: 0 };
+        self.fill(depth, self.fill_seconds).map(drop)
     }
 
     /// Lengthens the sequence by random K and V.

@@ -7,7 +7,8 @@ use crate::needs::{BufId, Group, Name, Needs, Rows, WeightId};
 use crate::{Config, Result};
 
 const TABLE: Name = Name { gguf: "token_embd", hf: "model.embed_tokens" };
-const FINAL_NORM: Name = Name { gguf: "output_norm", hf: "model.norm" };
+/// The norm before the head, in most architectures.
+pub(crate) const FINAL_NORM: Name = Name { gguf: "output_norm", hf: "model.norm" };
 const HEAD: Name = Name { gguf: "output", hf: "lm_head" };
 
 /// The residual stream and the buffer its norms go to, both `[rows, dim]`.
@@ -24,41 +25,53 @@ impl Stream {
     }
 }
 
-/// The embedding table, `[vocab, dim]`.
-pub(crate) struct Embedding(WeightId);
+/// The embedding table, `[vocab, dim]`, and what its rows are multiplied by.
+pub(crate) struct Embedding {
+    table: WeightId,
+    scale: f32,
+}
 
 impl Embedding {
     pub fn new(config: &Config, needs: &mut Needs) -> Self {
-        Embedding(needs.table(needs.naming.top(TABLE), [config.vocab, config.dim]))
+        let table = needs.table(needs.naming.top(TABLE), [config.vocab, config.dim]);
+        Embedding { table, scale: config.embedding_scale }
     }
 
-    /// `x[r] = table[token of r]`.
+    /// `x[r] = table[token of r] * scale`.
     pub fn run(&self, step: &mut Step, x: BufId) -> Result<()> {
-        let (table, out) = (step.weight(self.0), step.buf(x));
-        Ok(step.dev.embed(&Embed { table, tokens: step.tokens, out, scale: 1.0 })?)
+        let (table, out) = (step.weight(self.table), step.buf(x));
+        Ok(step.dev.embed(&Embed { table, tokens: step.tokens, out, scale: self.scale })?)
     }
 }
 
-/// An RMS norm of whole rows (Zhang and Sennrich 2019).
+/// An RMS norm (Zhang and Sennrich 2019) of rows, or of each of the groups that make up a row.
 pub(crate) struct Norm {
     weight: WeightId,
+    /// Groups of a row.
+    groups: usize,
     eps: f32,
 }
 
 impl Norm {
-    /// Declares the norm `name` of layer `i`.
-    pub fn of_layer(config: &Config, i: usize, name: Name, needs: &mut Needs) -> Self {
-        let weight = needs.vector(needs.naming.layer(i, name, "weight"), config.dim);
-        Norm { weight, eps: config.rms_eps }
+    pub fn new(weight: WeightId, groups: usize, eps: f32) -> Self {
+        Norm { weight, groups, eps }
     }
 
+    /// Declares the norm `name` of layer `i`, over the residual stream.
+    pub fn of_layer(config: &Config, i: usize, name: Name, needs: &mut Needs) -> Self {
+        let weight = needs.norm(needs.naming.layer(i, name, "weight"), config.dim);
+        Norm::new(weight, 1, config.rms_eps)
+    }
+
+    /// All batch rows of `x`; `out` may be `x`.
     pub fn run(&self, step: &mut Step, x: BufId, out: BufId) -> Result<()> {
         self.run_rows(step, x, out, step.rows())
     }
 
     fn run_rows(&self, step: &mut Step, x: BufId, out: BufId, rows: usize) -> Result<()> {
+        let &Norm { groups, eps, .. } = self;
         let (x, out, weight) = (step.buf(x), step.buf(out), step.weight(self.weight));
-        Ok(step.dev.norm(&hob_compute::Norm { x, rows, groups: 1, weight, eps: self.eps, out })?)
+        Ok(step.dev.norm(&hob_compute::Norm { x, rows, groups, weight, eps, out })?)
     }
 }
 
@@ -72,20 +85,25 @@ pub(crate) struct Head {
     normed: BufId,
     /// `[logit_rows, vocab]`
     logits: BufId,
+    scale: f32,
+    softcap: Option<f32>,
 }
 
 impl Head {
-    pub fn new(config: &Config, needs: &mut Needs) -> Self {
-        let norm = needs.vector(needs.naming.top(FINAL_NORM), config.dim);
+    /// Declares the head behind a norm of this name.
+    pub fn new(config: &Config, norm: Name, needs: &mut Needs) -> Self {
+        let norm = needs.norm(needs.naming.top(norm), config.dim);
         let name = needs.naming.top(if config.tied { TABLE } else { HEAD });
         let matrix = needs.matrix(name, Group::Ends, [config.vocab, config.dim]);
         let mut buf = |role, width| needs.scratch(role, Rows::Logits, width);
         Head {
-            norm: Norm { weight: norm, eps: config.rms_eps },
+            norm: Norm::new(norm, 1, config.rms_eps),
             matrix: Projection { weight: matrix, bias: None },
             gathered: buf("gathered", config.dim),
             normed: buf("head normed", config.dim),
             logits: buf("logits", config.vocab),
+            scale: config.logit_scale,
+            softcap: config.logit_softcap,
         }
     }
 
@@ -104,6 +122,14 @@ impl Head {
             return Ok(());
         }
         self.norm.run_rows(step, self.gathered, self.normed, rows)?;
-        step.linear_rows(self.normed, rows, [(&self.matrix, self.logits)], Combine::Store)
+        step.linear_rows(self.normed, rows, [(&self.matrix, self.logits)], Combine::Store)?;
+        let logits = step.buf(self.logits);
+        if self.scale != 1.0 {
+            step.dev.map(&Map::Scale { a: logits, factor: self.scale, out: logits, rows })?;
+        }
+        if let Some(cap) = self.softcap {
+            step.dev.map(&Map::Softcap { a: logits, cap, out: logits, rows })?;
+        }
+        Ok(())
     }
 }

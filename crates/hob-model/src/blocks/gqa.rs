@@ -2,25 +2,72 @@
 
 use hob_compute::{AppendKv, Attend, Combine};
 
+use super::ends::Norm;
 use super::step::{Projection, Projections, Step};
 use crate::needs::{BufId, Group, Name, Needs, Rows};
 use crate::{Config, LayerConfig, LayerState, Mixer, Result};
 
-const Q: Name = Name { gguf: "attn_q", hf: "self_attn.q_proj" };
-const K: Name = Name { gguf: "attn_k", hf: "self_attn.k_proj" };
-const V: Name = Name { gguf: "attn_v", hf: "self_attn.v_proj" };
-const OUT: Name = Name { gguf: "attn_output", hf: "self_attn.o_proj" };
+/// How an architecture spells the tensors of its attention.
+#[derive(Copy, Clone)]
+pub(crate) struct GqaNames {
+    pub q: Name,
+    pub k: Name,
+    pub v: Name,
+    /// q, k and v in one matrix.
+    pub qkv: Name,
+    pub out: Name,
+    pub q_norm: Name,
+    pub k_norm: Name,
+}
+
+impl GqaNames {
+    pub const USUAL: GqaNames = GqaNames {
+        q: Name { gguf: "attn_q", hf: "self_attn.q_proj" },
+        k: Name { gguf: "attn_k", hf: "self_attn.k_proj" },
+        v: Name { gguf: "attn_v", hf: "self_attn.v_proj" },
+        qkv: Name { gguf: "attn_qkv", hf: "self_attn.qkv_proj" },
+        out: Name { gguf: "attn_output", hf: "self_attn.o_proj" },
+        q_norm: Name { gguf: "attn_q_norm", hf: "self_attn.q_norm" },
+        k_norm: Name { gguf: "attn_k_norm", hf: "self_attn.k_norm" },
+    };
+}
+
+/// Norms of q and k, before they are rotated.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum QkNorm {
+    None,
+    /// Every head by itself, with one weight for all: `[head_dim]`.
+    PerHead,
+    /// All heads as one row: `[heads * head_dim]`.
+    Whole,
+}
+
+/// What an architecture's attention is made of, beyond the sizes in its config.
+#[derive(Copy, Clone)]
+pub(crate) struct GqaStyle {
+    pub names: GqaNames,
+    pub qk_norm: QkNorm,
+}
+
+impl GqaStyle {
+    pub const PLAIN: GqaStyle = GqaStyle { names: GqaNames::USUAL, qk_norm: QkNorm::None };
+}
 
 /// One layer's attention.
 pub(crate) struct Gqa {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    scale: f32,
+    softcap: Option<f32>,
+    window: Option<usize>,
     rope: Option<usize>,
     wq: Projection,
     wk: Projection,
     wv: Projection,
     wo: Projection,
+    /// Of q and of k.
+    norms: Option<[Norm; 2]>,
     /// `[rows, heads * head_dim]`
     q: BufId,
     /// `[rows, kv_heads * head_dim]`
@@ -32,44 +79,54 @@ pub(crate) struct Gqa {
 }
 
 impl Gqa {
-    /// Declares layer `i`'s weights and buffers; `dim` is the width of the residual stream.
-    pub fn new(dim: usize, i: usize, layer: &LayerConfig, needs: &mut Needs) -> Self {
-        let &LayerConfig { heads, kv_heads, head_dim, rope, biases, .. } = layer;
-        let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
+    /// Declares layer `i`'s weights and buffers.
+    pub fn new(config: &Config, i: usize, style: GqaStyle, needs: &mut Needs) -> Self {
+        let layer = &config.layers[i];
+        let &LayerConfig { heads, kv_heads, head_dim, biases, .. } = layer;
+        let (wide, narrow, names) = (heads * head_dim, kv_heads * head_dim, style.names);
         let mut add = Projections { layer: i, group: Group::Attention, needs };
-        let wq = add.add(Q, wide, dim, biases.qkv);
-        let wk = add.add(K, narrow, dim, biases.qkv);
-        let wv = add.add(V, narrow, dim, biases.qkv);
-        let wo = add.add(OUT, dim, wide, biases.out);
+        let [wq, wk, wv] = if layer.fused.qkv {
+            add.fused(names.qkv, [wide, narrow, narrow], config.dim, biases.qkv)
+        } else {
+            [(names.q, wide), (names.k, narrow), (names.v, narrow)]
+                .map(|(name, rows)| add.add(name, rows, config.dim, biases.qkv))
+        };
+        let wo = add.add(names.out, config.dim, wide, biases.out);
+        let mut norm = |name: Name, width: usize, groups: usize| {
+            let weight = needs.norm(needs.naming.layer(i, name, "weight"), width);
+            Norm::new(weight, groups, config.rms_eps)
+        };
+        let norms = match style.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => {
+                Some([norm(names.q_norm, head_dim, heads), norm(names.k_norm, head_dim, kv_heads)])
+            }
+            QkNorm::Whole => Some([norm(names.q_norm, wide, 1), norm(names.k_norm, narrow, 1)]),
+        };
         let mut buf = |role, width| needs.scratch(role, Rows::Chunk, width);
         let (q, k, v, mixed) = (buf("q", wide), buf("k", narrow), buf("v", narrow), buf("mixed", wide));
-        Gqa { heads, kv_heads, head_dim, rope, wq, wk, wv, wo, q, k, v, mixed }
+        let &LayerConfig { scale, softcap, window, rope, .. } = layer;
+        Gqa { heads, kv_heads, head_dim, scale, softcap, window, rope, wq, wk, wv, wo, norms, q, k, v, mixed }
     }
 
-    /// `residual += Wo attention(normed)`; K and V of the batch's rows are remembered.
-    pub fn run(&self, step: &mut Step, normed: BufId, residual: BufId) -> Result<()> {
-        let &Gqa { heads, kv_heads, head_dim, .. } = self;
-        step.linear(normed, [(&self.wq, self.q), (&self.wk, self.k), (&self.wv, self.v)], Combine::Store)?;
+    /// `Wo attention(input)`, stored in or added to `out`; K and V of the batch's rows are remembered.
+    pub fn run(&self, step: &mut Step, input: BufId, out: BufId, combine: Combine) -> Result<()> {
+        let &Gqa { heads, kv_heads, head_dim, scale, softcap, window, .. } = self;
+        step.linear(input, [(&self.wq, self.q), (&self.wk, self.k), (&self.wv, self.v)], Combine::Store)?;
+        if let Some([of_q, of_k]) = &self.norms {
+            of_q.run(step, self.q, self.q)?;
+            of_k.run(step, self.k, self.k)?;
+        }
         if let Some(table) = self.rope {
             step.rope(self.q, heads, head_dim, table)?;
             step.rope(self.k, kv_heads, head_dim, table)?;
         }
-        let [q, k, v, out] = [self.q, self.k, self.v, self.mixed].map(|b| step.buf(b));
-        let (seqs, scale) = (step.seqs, 1.0 / (head_dim as f32).sqrt());
+        let [q, k, v, mixed] = [self.q, self.k, self.v, self.mixed].map(|b| step.buf(b));
+        let (seqs, sinks) = (step.seqs, None);
         step.dev.append_kv(&AppendKv { k, v, seqs })?;
-        step.dev.attend(&Attend {
-            q,
-            out,
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            window: None,
-            softcap: None,
-            sinks: None,
-            seqs,
-        })?;
-        step.linear(self.mixed, [(&self.wo, residual)], Combine::Add)
+        let attend = Attend { q, out: mixed, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs };
+        step.dev.attend(&attend)?;
+        step.linear(self.mixed, [(&self.wo, out)], combine)
     }
 }
 
@@ -77,6 +134,7 @@ impl Gqa {
 pub(crate) fn kv_states(config: &Config) -> Vec<LayerState> {
     let state = |layer: &LayerConfig| match layer.mixer {
         Mixer::Attention => LayerState::Kv { heads: layer.kv_heads, dim: layer.head_dim },
+        Mixer::ShortConv { taps } => LayerState::Conv { channels: config.dim, taps },
     };
     config.layers.iter().map(state).collect()
 }

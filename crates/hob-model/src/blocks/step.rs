@@ -1,6 +1,8 @@
 //! One pass over a batch as a block sees it: the device, the bound handles, and the rows.
 
-use hob_compute::{Buf, Combine, Compute, Linear, Product, Rope, RopePairs, SeqRows, Token, Weight};
+use hob_compute::{
+    Buf, Combine, Compute, Linear, Product, Rope, RopePairs, SeqRows, SlotRows, Token, Weight,
+};
 
 use crate::Result;
 use crate::needs::{BufId, Group, Name, Needs, WeightId};
@@ -26,6 +28,8 @@ pub(crate) struct Step<'a> {
     pub positions: &'a [u32],
     /// Rows of each sequence, with its pages of the layer that runs.
     pub seqs: &'a [SeqRows<'a>],
+    /// Rows of each sequence, with its row of the state buffers.
+    pub slots: &'a [SlotRows],
     /// Batch rows that want logits, ascending.
     pub logit_rows: &'a [usize],
 }
@@ -98,5 +102,27 @@ impl Projections<'_> {
         let weight = self.needs.matrix(naming.layer(self.layer, name, "weight"), self.group, [rows, cols]);
         let bias = bias.then(|| self.needs.vector(naming.layer(self.layer, name, "bias"), rows));
         Projection { weight, bias }
+    }
+
+    /// Matrices stored as one, in rows of the given numbers; a bias is stored as one too.
+    pub fn fused<const N: usize>(
+        &mut self,
+        name: Name,
+        rows: [usize; N],
+        cols: usize,
+        bias: bool,
+    ) -> [Projection; N] {
+        let (naming, all) = (self.needs.naming, rows.iter().sum::<usize>());
+        let mut first = 0;
+        rows.map(|rows| {
+            let (matrix, part) = (naming.layer(self.layer, name, "weight"), [rows, cols]);
+            let weight = self.needs.matrix_part(matrix, self.group, &[all, cols], first, part);
+            let of_bias = |needs: &mut Needs| {
+                needs.vector_part(naming.layer(self.layer, name, "bias"), all, first, rows)
+            };
+            let bias = bias.then(|| of_bias(self.needs));
+            first += rows;
+            Projection { weight, bias }
+        })
     }
 }

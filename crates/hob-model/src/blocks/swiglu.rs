@@ -1,4 +1,4 @@
-//! The gated feed-forward block (Shazeer 2020): `down(silu(gate x) * (up x))`.
+//! The gated feed-forward block (Shazeer 2020): `down(activation(gate x) * (up x))`.
 
 use hob_compute::{Activation, Combine};
 
@@ -6,35 +6,60 @@ use super::step::{Projection, Projections, Step};
 use crate::needs::{BufId, Group, Name, Needs, Rows};
 use crate::{LayerConfig, Result};
 
-const GATE: Name = Name { gguf: "ffn_gate", hf: "mlp.gate_proj" };
-const UP: Name = Name { gguf: "ffn_up", hf: "mlp.up_proj" };
-const DOWN: Name = Name { gguf: "ffn_down", hf: "mlp.down_proj" };
+/// How an architecture spells the tensors of its feed-forward block.
+#[derive(Copy, Clone)]
+pub(crate) struct FfnNames {
+    pub gate: Name,
+    pub up: Name,
+    /// Gate and up in one matrix.
+    pub gate_up: Name,
+    pub down: Name,
+}
+
+impl FfnNames {
+    pub const USUAL: FfnNames = FfnNames {
+        gate: Name { gguf: "ffn_gate", hf: "mlp.gate_proj" },
+        up: Name { gguf: "ffn_up", hf: "mlp.up_proj" },
+        gate_up: Name { gguf: "ffn_up", hf: "mlp.gate_up_proj" },
+        down: Name { gguf: "ffn_down", hf: "mlp.down_proj" },
+    };
+}
 
 /// One layer's feed-forward block.
 pub(crate) struct Swiglu {
     gate: Projection,
     up: Projection,
     down: Projection,
+    activation: Activation,
     /// `[rows, ffn]`
     hidden: BufId,
 }
 
 impl Swiglu {
     /// Declares layer `i`'s weights and buffers; `dim` is the width of the residual stream.
-    pub fn new(dim: usize, i: usize, layer: &LayerConfig, needs: &mut Needs) -> Self {
+    pub fn new(
+        dim: usize,
+        i: usize,
+        layer: &LayerConfig,
+        (names, activation): (FfnNames, Activation),
+        needs: &mut Needs,
+    ) -> Self {
         let (ffn, bias) = (layer.ffn, layer.biases.ffn);
         let mut add = Projections { layer: i, group: Group::Ffn, needs };
-        let gate = add.add(GATE, ffn, dim, bias);
-        let up = add.add(UP, ffn, dim, bias);
-        let down = add.add(DOWN, dim, ffn, bias);
+        let [gate, up] = if layer.fused.gate_up {
+            add.fused(names.gate_up, [ffn, ffn], dim, bias)
+        } else {
+            [names.gate, names.up].map(|name| add.add(name, ffn, dim, bias))
+        };
+        let down = add.add(names.down, dim, ffn, bias);
         let hidden = needs.scratch("hidden", Rows::Chunk, ffn);
-        Swiglu { gate, up, down, hidden }
+        Swiglu { gate, up, down, activation, hidden }
     }
 
-    /// `residual += down(silu(gate normed) * (up normed))`.
-    pub fn run(&self, step: &mut Step, normed: BufId, residual: BufId) -> Result<()> {
+    /// `down(activation(gate input) * (up input))`, stored in or added to `out`.
+    pub fn run(&self, step: &mut Step, input: BufId, out: BufId, combine: Combine) -> Result<()> {
         let both = [(&self.gate, self.hidden), (&self.up, self.hidden)];
-        step.linear(normed, both, Combine::Gated(Activation::Silu))?;
-        step.linear(self.hidden, [(&self.down, residual)], Combine::Add)
+        step.linear(input, both, Combine::Gated(self.activation))?;
+        step.linear(self.hidden, [(&self.down, out)], combine)
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! It must not know what a single architecture adds; that stands in the architecture's file.
 
-use hob_compute::RopePairs;
+use hob_compute::Activation;
 use serde_json::Value as Json;
 
 use super::keys::{Key, Keys};
 use super::rope::rope;
-use super::{Biases, Config, LayerConfig, Mixer};
+use super::{Biases, Config, Fused, LayerConfig, Mixer, attention_scale};
+use crate::arch::Entry;
 use crate::{ModelError, Naming, Result};
 
 const VOCAB: Key = Key { gguf: "vocab_size", hf: "vocab_size" };
@@ -20,6 +21,7 @@ const HEAD_DIM: Key = Key { gguf: "attention.key_length", hf: "head_dim" };
 const VALUE_DIM: Key = Key { gguf: "attention.value_length", hf: "v_head_dim" };
 const CTX_TRAIN: Key = Key { gguf: "context_length", hf: "max_position_embeddings" };
 const RMS_EPS: Key = Key { gguf: "attention.layer_norm_rms_epsilon", hf: "rms_norm_eps" };
+const NORM_EPS: Key = Key { gguf: RMS_EPS.gguf, hf: "norm_eps" };
 
 /// Keys that change the forward pass of a dense decoder and are not computed: each with its neutral value.
 const FOREIGN: &[(Key, Option<f64>)] = &[
@@ -32,17 +34,19 @@ const FOREIGN: &[(Key, Option<f64>)] = &[
     (Key { gguf: "logit_scale", hf: "logits_scaling" }, Some(1.0)),
     (Key { gguf: "residual_scale", hf: "residual_multiplier" }, Some(1.0)),
     (Key { gguf: "embedding_scale", hf: "embedding_multiplier" }, Some(1.0)),
+    (Key { gguf: "attention.temperature_scale", hf: "attn_temperature_tuning" }, Some(0.0)),
+    (Key { gguf: "use_bidirectional_attention", hf: "use_bidirectional_attention" }, Some(0.0)),
     (Key { gguf: "quantization_config", hf: "quantization_config" }, None),
 ];
 
-/// Reads what all dense decoders share; every layer is alike, without biases or windows.
-/// `gguf_pairs` is the rotary pairing of the architecture's GGUF files.
+/// Reads what all dense decoders share; every layer is alike, without biases or windows, and nothing is scaled or capped.
+/// Keys that `entry` computes itself are left to its own reader.
 ///
 /// # Errors
 /// [`ModelError::Config`] naming the key.
-pub(crate) fn dense(keys: &Keys, name: &str, gguf_pairs: RopePairs) -> Result<Config> {
-    keys.refuse(FOREIGN)?;
-    activation(keys)?;
+pub(crate) fn dense(keys: &Keys, entry: &Entry) -> Result<Config> {
+    keys.refuse(FOREIGN.iter().copied().filter(|(key, _)| !entry.computes.contains(&key.hf)))?;
+    activation(keys, entry.activation)?;
     let dim = keys.need(DIM, keys.usize(DIM)?)?;
     let count = keys.need(LAYERS, keys.usize(LAYERS)?)?;
     if count > Config::MAX_LAYERS {
@@ -67,21 +71,56 @@ pub(crate) fn dense(keys: &Keys, name: &str, gguf_pairs: RopePairs) -> Result<Co
         heads: heads[i],
         kv_heads: kv_heads[i],
         head_dim,
+        scale: attention_scale(head_dim),
+        softcap: None,
         window: None,
         rope: Some(0),
         ffn: ffn[i],
         biases: Biases::default(),
+        fused: fused(keys, entry),
+        experts: None,
     });
     Ok(Config {
-        arch: name.to_string(),
+        arch: entry.name.to_string(),
         vocab: vocab(keys)?,
         dim,
         layers: layers.collect(),
-        ropes: vec![rope(keys, head_dim, gguf_pairs)?],
+        ropes: vec![rope(keys, entry, head_dim)?],
         ctx_train: keys.need(CTX_TRAIN, keys.usize(CTX_TRAIN)?)?,
-        rms_eps: keys.need(RMS_EPS, keys.f64(RMS_EPS)?)? as f32,
-        tied: tied(keys)?,
+        rms_eps: keys.need(RMS_EPS, keys.f64(RMS_EPS)?.or(keys.f64(NORM_EPS)?))? as f32,
+        tied: tied(keys, entry)?,
+        embedding_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
+        logit_softcap: None,
     })
+}
+
+/// A multiplier that changes nothing where the file does not name it.
+///
+/// # Errors
+/// [`ModelError::Config`] when it is no number.
+pub(crate) fn scale(keys: &Keys, key: Key) -> Result<f32> {
+    Ok(keys.f64(key)?.unwrap_or(1.0) as f32)
+}
+
+/// A cap of logits or scores; 0 counts as none.
+///
+/// # Errors
+/// [`ModelError::Config`] when it is no number.
+pub(crate) fn softcap(keys: &Keys, key: Key) -> Result<Option<f32>> {
+    Ok(keys.f64(key)?.filter(|&v| v != 0.0).map(|v| v as f32))
+}
+
+/// Hugging Face checkpoints fuse what their architecture's code does; a GGUF shows it by its tensors' names.
+fn fused(keys: &Keys, entry: &Entry) -> Fused {
+    match keys.naming() {
+        Naming::HuggingFace => entry.fused,
+        Naming::Gguf => Fused {
+            qkv: keys.has_tensor("blk.0.attn_qkv.weight"),
+            gate_up: entry.fused.gate_up && !keys.has_tensor("blk.0.ffn_gate.weight"),
+        },
+    }
 }
 
 /// Sets the same biases in every layer.
@@ -106,23 +145,32 @@ fn vocab(keys: &Keys) -> Result<usize> {
     }
 }
 
-/// GGUF files leave `output.weight` out when the head is tied; config.json says so (false where the key is absent).
-fn tied(keys: &Keys) -> Result<bool> {
+/// GGUF files leave `output.weight` out when the head is tied; config.json says so, or its architecture's code assumes
+/// it.
+fn tied(keys: &Keys, entry: &Entry) -> Result<bool> {
+    const TIED: Key = Key { gguf: "", hf: "tie_word_embeddings" };
     match keys.naming() {
         Naming::Gguf => Ok(!keys.has_tensor("output.weight")),
-        Naming::HuggingFace => Ok(keys.bool(Key { gguf: "", hf: "tie_word_embeddings" })?.unwrap_or(false)),
+        Naming::HuggingFace => Ok(keys.bool(TIED)?.unwrap_or(entry.tied)),
     }
 }
 
-/// The feed-forward activation must be SiLU; GGUF files of these architectures do not name one.
-fn activation(keys: &Keys) -> Result<()> {
-    match keys.json("hidden_act") {
+/// The feed-forward activation must be the architecture's; GGUF files of these architectures do not name one.
+fn activation(keys: &Keys, wanted: Activation) -> Result<()> {
+    let names: &[&str] = match wanted {
+        Activation::Silu => &["silu", "swish"],
+        Activation::GeluTanh => &["gelu_pytorch_tanh", "gelu_new"],
+    };
+    let (key, found) = match keys.json("hidden_activation") {
+        Some(found) => ("hidden_activation", Some(found)),
+        None => ("hidden_act", keys.json("hidden_act")),
+    };
+    match found {
         None => Ok(()),
-        Some(Json::String(name)) if name == "silu" || name == "swish" => Ok(()),
-        Some(other) => Err(ModelError::config(
-            "hidden_act",
-            "silu (hob does not compute others for this architecture)",
-            other,
-        )),
+        Some(Json::String(name)) if names.contains(&name.as_str()) => Ok(()),
+        Some(other) => {
+            let expected = format!("{} (hob does not compute others for this architecture)", names[0]);
+            Err(ModelError::config(key, expected, other))
+        }
     }
 }

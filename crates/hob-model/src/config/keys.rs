@@ -2,10 +2,10 @@
 //!
 //! It owns types and messages; what a key means stands with the architecture.
 
-use hob_files::{FileKind, ModelFile, Value};
+use hob_files::{Array, FileKind, ModelFile, Value};
 use serde_json::Value as Json;
 
-use crate::{ModelError, Naming, Result};
+use crate::{ModelError, Naming, Result, source};
 
 /// The name of one fact in both dialects; the GGUF name stands under `<arch>.`.
 #[derive(Copy, Clone, Debug)]
@@ -19,6 +19,9 @@ pub(crate) struct Keys<'a> {
     file: &'a ModelFile,
     arch: String,
     json: Option<&'a Json>,
+    /// The language model's part of a multimodal config.json: looked at before `json`.
+    text: Option<&'a Json>,
+    defaults: &'static [(&'static str, f64)],
 }
 
 impl<'a> Keys<'a> {
@@ -29,16 +32,23 @@ impl<'a> Keys<'a> {
             let Some(arch) = file.metadata().str("general.architecture")? else {
                 return Err(ModelError::config("general.architecture", "an architecture's name", "nothing"));
             };
-            return Ok(Keys { file, arch: arch.to_string(), json: None });
+            return Ok(Keys { file, arch: arch.to_string(), json: None, text: None, defaults: &[] });
         }
         let Some(json) = file.json("config.json") else {
             let advice = "a config.json beside the safetensors; open the model's folder";
             return Err(ModelError::config("config.json", advice, "nothing"));
         };
-        let Some(arch) = json.get("model_type").and_then(Json::as_str) else {
+        let text = json.get("text_config").filter(|t| t.is_object());
+        let name = |json: &'a Json| json.get("model_type").and_then(Json::as_str);
+        let Some(arch) = text.and_then(name).or_else(|| name(json)) else {
             return Err(ModelError::config("model_type", "an architecture's name", "nothing"));
         };
-        Ok(Keys { file, arch: arch.to_string(), json: Some(json) })
+        Ok(Keys { file, arch: arch.to_string(), json: Some(json), text, defaults: &[] })
+    }
+
+    /// Numbers that config.json may leave out, by key: what its architecture's published code assumes then.
+    pub fn set_defaults(&mut self, defaults: &'static [(&'static str, f64)]) {
+        self.defaults = defaults;
     }
 
     /// The architecture as the file names it.
@@ -52,14 +62,14 @@ impl<'a> Keys<'a> {
 
     /// Rows and columns of a 2-D tensor.
     pub fn tensor_shape(&self, name: &str) -> Option<[usize; 2]> {
-        match self.file.tensor(name)?.shape[..] {
+        match source::find(self.file, name)?.shape[..] {
             [rows, cols] => Some([rows, cols]),
             _ => None,
         }
     }
 
     pub fn has_tensor(&self, name: &str) -> bool {
-        self.file.tensor(name).is_some()
+        source::find(self.file, name).is_some()
     }
 
     /// The key as the file spells it.
@@ -72,7 +82,13 @@ impl<'a> Keys<'a> {
 
     /// A value of config.json; `null` counts as absent, as in the format. Always absent in a GGUF.
     pub fn json(&self, name: &str) -> Option<&'a Json> {
-        self.json?.get(name).filter(|v| !v.is_null())
+        let of = |json: &'a Json| json.get(name).filter(|v| !v.is_null());
+        self.text.and_then(of).or_else(|| of(self.json?))
+    }
+
+    fn default_of(&self, name: &str) -> Option<f64> {
+        self.json?;
+        self.defaults.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
     }
 
     pub fn usize(&self, key: Key) -> Result<Option<usize>> {
@@ -82,14 +98,20 @@ impl<'a> Keys<'a> {
                 let found = self.file.metadata().u64(&name)?;
                 found.map(|v| usize::try_from(v).map_err(|_| wrong(&name, "a size", v))).transpose()
             }
-            Naming::HuggingFace => self.json(key.hf).map(|v| json_usize(key.hf, v)).transpose(),
+            Naming::HuggingFace => match self.json(key.hf) {
+                Some(v) => json_usize(key.hf, v).map(Some),
+                None => Ok(self.default_of(key.hf).map(|v| v as usize)),
+            },
         }
     }
 
     pub fn f64(&self, key: Key) -> Result<Option<f64>> {
         match self.naming() {
             Naming::Gguf => Ok(self.file.metadata().f64(&self.spell(key))?),
-            Naming::HuggingFace => self.json(key.hf).map(|v| json_f64(key.hf, v)).transpose(),
+            Naming::HuggingFace => match self.json(key.hf) {
+                Some(v) => json_f64(key.hf, v).map(Some),
+                None => Ok(self.default_of(key.hf)),
+            },
         }
     }
 
@@ -147,19 +169,52 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A flag per layer: an array of booleans or of numbers that count as true unless 0. `None` where the key is absent
+    /// or no array.
+    pub fn flags(&self, key: Key, layers: usize) -> Result<Option<Vec<bool>>> {
+        let name = self.spell(key);
+        let list: Option<Vec<bool>> = match self.naming() {
+            Naming::Gguf => match self.file.metadata().get(&name) {
+                Some(Value::Array(Array::Bool(list))) => Some(list.clone()),
+                Some(Value::Array(_)) => {
+                    let list = self.file.metadata().i64_array(&name)?;
+                    list.map(|list| list.into_iter().map(|v| v != 0).collect())
+                }
+                _ => None,
+            },
+            Naming::HuggingFace => match self.json(key.hf) {
+                Some(Json::Array(list)) => {
+                    let flag = |v: &Json| v.as_bool().or_else(|| v.as_i64().map(|n| n != 0));
+                    let flags = list.iter().map(|v| flag(v).ok_or_else(|| wrong(key.hf, "flags", v)));
+                    Some(flags.collect::<Result<_>>()?)
+                }
+                _ => None,
+            },
+        };
+        match list {
+            Some(list) if list.len() != layers => {
+                Err(wrong(&name, format!("one value per layer, {layers}"), list.len()))
+            }
+            list => Ok(list),
+        }
+    }
+
     /// Refuses keys that would change the forward pass in a way that is not computed here.
     /// Each comes with the value that changes nothing, if there is one.
     ///
     /// # Errors
     /// [`ModelError::Config`] naming key and value.
-    pub fn refuse(&self, keys: &[(Key, Option<f64>)]) -> Result<()> {
-        for &(key, neutral) in keys {
+    pub fn refuse(&self, keys: impl IntoIterator<Item = (Key, Option<f64>)>) -> Result<()> {
+        for (key, neutral) in keys {
             let found = match self.naming() {
                 Naming::Gguf => self.file.metadata().get(&self.spell(key)).map(|v| {
                     let number = self.file.metadata().f64(&self.spell(key)).ok().flatten();
                     (number, format!("{v:?}"))
                 }),
-                Naming::HuggingFace => self.json(key.hf).map(|v| (v.as_f64(), v.to_string())),
+                Naming::HuggingFace => self.json(key.hf).map(|v| {
+                    let number = v.as_f64().or_else(|| v.as_bool().map(|b| f64::from(u8::from(b))));
+                    (number, v.to_string())
+                }),
             };
             if let Some((number, text)) = found
                 && (number.is_none() || number != neutral)

@@ -1,14 +1,15 @@
 //! Rotary parameters from both dialects of config.json and from GGUF. An unknown scaling is an error with its name.
 //!
-//! config.json: `rope_parameters` {rope_type, rope_theta, ..} (transformers 5) or `rope_theta` and `rope_scaling`
-//! {rope_type or type, ..} (transformers 4). GGUF: `rope.freq_base`, `rope.dimension_count`, `rope.scaling.*`, and the
-//! tensor `rope_freqs.weight`, in which converters bake llama3 scaling.
+//! config.json: `rope_parameters` {rope_type, rope_theta, ..} (transformers 5; one such section per kind of layer where
+//! kinds differ) or `rope_theta` and `rope_scaling` {rope_type or type, ..} (transformers 4). GGUF: `rope.freq_base`,
+//! `rope.dimension_count`, `rope.scaling.*`, and the tensors `rope_freqs.weight`, in which converters bake llama3 scaling,
+//! and `rope_factors_{short,long}.weight`.
 
-use hob_compute::RopePairs;
 use serde_json::Value as Json;
 
 use super::keys::{Key, Keys, json_f64};
-use super::{RopeConfig, RopeScaling};
+use super::{LongFactors, RopeConfig, RopeScaling, Yarn};
+use crate::arch::Entry;
 use crate::{ModelError, Naming, Result};
 
 /// The base where a file does not name one: both formats say 10,000 (as in the RoFormer paper).
@@ -16,83 +17,305 @@ const DEFAULT_BASE: f64 = 10_000.0;
 
 /// The GGUF tensor of frequency divisors.
 pub(crate) const DIVISORS: &str = "rope_freqs.weight";
+/// The GGUF tensor of LongRoPE's divisors within the original context.
+pub(crate) const SHORT: &str = "rope_factors_short.weight";
+/// The GGUF tensor of LongRoPE's divisors beyond it.
+pub(crate) const LONG: &str = "rope_factors_long.weight";
+/// All tensors that rotary tables may read.
+pub(crate) const ROPE_TENSORS: [&str; 3] = [DIVISORS, SHORT, LONG];
 
-/// Reads the one rotary table of a model whose layers are all alike. `gguf_pairs` is the pairing of the architecture's
-/// GGUF files; Hugging Face checkpoints pair halves.
+const CTX_TRAIN: Key = Key { gguf: "context_length", hf: "max_position_embeddings" };
+const KNOWN: &str = "default, linear, llama3, yarn or longrope";
+
+/// Reads the rotary table of a model's layers, or of those that see all positions.
 ///
 /// # Errors
 /// [`ModelError::Config`] naming key and value.
-pub(crate) fn rope(keys: &Keys, head_dim: usize, gguf_pairs: RopePairs) -> Result<RopeConfig> {
+pub(crate) fn rope(keys: &Keys, entry: &Entry, head_dim: usize) -> Result<RopeConfig> {
     match keys.naming() {
-        Naming::Gguf => gguf(keys, head_dim, gguf_pairs),
-        Naming::HuggingFace => hugging_face(keys, head_dim),
+        Naming::Gguf => gguf(keys, entry, head_dim),
+        Naming::HuggingFace => {
+            let (name, params) = match keys.json("rope_parameters") {
+                Some(p) if entry.nested_ropes && p.get("full_attention").is_some() => {
+                    ("rope_parameters.full_attention", p.get("full_attention"))
+                }
+                Some(params) => ("rope_parameters", Some(params)),
+                None => ("rope_scaling", keys.json("rope_scaling")),
+            };
+            hugging_face(&Section { keys, name, params }, entry, head_dim, DEFAULT_BASE)
+        }
     }
 }
 
-fn gguf(keys: &Keys, head_dim: usize, pairs: RopePairs) -> Result<RopeConfig> {
-    const TYPE: Key = Key { gguf: "rope.scaling.type", hf: "" };
-    let kind = keys.str(TYPE)?;
-    if let Some(kind) = kind.filter(|k| k != "none") {
-        return Err(unknown(&keys.spell(TYPE), "none", kind));
+/// Reads the rotary table of sliding layers, of `base` where the file names none. `own` is config.json's older key for
+/// that base. Only the newer config.json can scale it.
+///
+/// # Errors
+/// [`ModelError::Config`] naming key and value.
+pub(crate) fn local_rope(
+    keys: &Keys,
+    entry: &Entry,
+    head_dim: usize,
+    own: &'static str,
+    base: f64,
+) -> Result<RopeConfig> {
+    let named = keys.f64(Key { gguf: "rope.freq_base_swa", hf: own })?;
+    let base = named.unwrap_or(base);
+    match keys.json("rope_parameters").and_then(|p| p.get("sliding_attention")) {
+        Some(params) => {
+            let name = "rope_parameters.sliding_attention";
+            hugging_face(&Section { keys, name, params: Some(params) }, entry, head_dim, base)
+        }
+        None => Ok(RopeConfig {
+            base,
+            rotary: head_dim,
+            pairs: entry.pairs(keys.naming()),
+            scaling: RopeScaling::None,
+            magnitude: 1.0,
+        }),
     }
-    let only_neutral = [
-        (Key { gguf: "rope.scale_linear", hf: "" }, Some(1.0)),
-        (Key { gguf: "rope.scaling.factor", hf: "" }, Some(1.0)),
-        (Key { gguf: "rope.scaling.attn_factor", hf: "" }, Some(1.0)),
-    ];
-    keys.refuse(&only_neutral)?;
+}
+
+fn gguf(keys: &Keys, entry: &Entry, head_dim: usize) -> Result<RopeConfig> {
+    const TYPE: Key = Key { gguf: "rope.scaling.type", hf: "" };
+    const FACTOR: Key = Key { gguf: "rope.scaling.factor", hf: "" };
+    const OLD_FACTOR: Key = Key { gguf: "rope.scale_linear", hf: "" };
+    const MAGNITUDE: Key = Key { gguf: "rope.scaling.attn_factor", hf: "" };
+    let kind = keys.str(TYPE)?;
+    let factor = keys.f64(FACTOR)?.or(keys.f64(OLD_FACTOR)?).filter(|&f| f != 0.0);
+    let (scaling, magnitude) = match kind.as_deref() {
+        Some("yarn") => {
+            let factor = positive(keys, FACTOR, factor)?.ok_or_else(|| missing(keys, FACTOR))?;
+            gguf_yarn(keys, factor)?
+        }
+        None | Some("longrope") if keys.has_tensor(LONG) || kind.is_some() => {
+            let original_ctx = original_ctx(keys)?;
+            (RopeScaling::Long { factors: LongFactors::Tensors, original_ctx }, 1.0)
+        }
+        // Files without a type but with a factor are older than the type: linear.
+        None | Some("linear") => match positive(keys, FACTOR, factor)?.filter(|&f| f != 1.0) {
+            Some(factor) if !keys.has_tensor(DIVISORS) => (RopeScaling::Linear { factor }, 1.0),
+            Some(factor) => {
+                return Err(unknown(&keys.spell(FACTOR), &format!("1 beside {DIVISORS}"), factor));
+            }
+            None if keys.has_tensor(DIVISORS) => (RopeScaling::Divisors, 1.0),
+            None => (RopeScaling::None, 1.0),
+        },
+        Some("none") if keys.has_tensor(DIVISORS) => (RopeScaling::Divisors, 1.0),
+        Some("none") => (RopeScaling::None, 1.0),
+        Some(other) => return Err(unknown(&keys.spell(TYPE), "none, linear, yarn or longrope", other)),
+    };
+    let own = positive(keys, MAGNITUDE, keys.f64(MAGNITUDE)?)?.unwrap_or(1.0);
     let base = keys.f64(Key { gguf: "rope.freq_base", hf: "" })?.unwrap_or(DEFAULT_BASE);
     let rotary = keys.usize(Key { gguf: "rope.dimension_count", hf: "" })?.unwrap_or(head_dim);
-    let scaling = if keys.has_tensor(DIVISORS) { RopeScaling::Divisors } else { RopeScaling::None };
-    Ok(RopeConfig { base, rotary, pairs, scaling })
+    let magnitude = (magnitude * own) as f32;
+    Ok(RopeConfig { base, rotary, pairs: entry.gguf_pairs, scaling, magnitude })
 }
 
-fn hugging_face(keys: &Keys, head_dim: usize) -> Result<RopeConfig> {
-    let (section, params) = match keys.json("rope_parameters") {
-        Some(params) => ("rope_parameters", Some(params)),
-        None => ("rope_scaling", keys.json("rope_scaling")),
+/// GGUF's YaRN and its magnitude. Converters do not write whether the corners are rounded: they are.
+fn gguf_yarn(keys: &Keys, factor: f64) -> Result<(RopeScaling, f64)> {
+    const EXTRAPOLATION: Key = Key { gguf: "rope.scaling.yarn_ext_factor", hf: "" };
+    let number = |gguf| {
+        let key = Key { gguf, hf: "" };
+        positive(keys, key, keys.f64(key)?)
     };
-    let get = |name: &str| params.and_then(|p| p.get(name)).filter(|v| !v.is_null());
-    let base = match get("rope_theta").or_else(|| keys.json("rope_theta")) {
-        Some(v) => json_f64("rope_theta", v)?,
-        None => DEFAULT_BASE,
+    keys.refuse([(EXTRAPOLATION, Some(1.0))])?;
+    let magnitude = match (number("rope.scaling.yarn_attn_factor")?, log_multiplier(keys)?) {
+        (Some(given), _) => given,
+        (None, Some(all)) => yarn_scale(factor, 1.0) / yarn_scale(factor, all),
+        (None, None) => yarn_scale(factor, 1.0),
     };
-    let partial = get("partial_rotary_factor").or_else(|| keys.json("partial_rotary_factor"));
-    if let Some(v) = partial.filter(|v| v.as_f64() != Some(1.0)) {
-        return Err(unknown("partial_rotary_factor", "1", v));
+    let yarn = Yarn {
+        factor,
+        original_ctx: original_ctx(keys)?,
+        beta_fast: number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+        beta_slow: number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+        truncate: true,
+    };
+    Ok((RopeScaling::Yarn(yarn), magnitude))
+}
+
+/// `mscale_all_dim` as GGUF spells it; 0 counts as absent.
+fn log_multiplier(keys: &Keys) -> Result<Option<f64>> {
+    const KEY: Key = Key { gguf: "rope.scaling.yarn_log_multiplier", hf: "" };
+    positive(keys, KEY, keys.f64(KEY)?.filter(|&v| v != 0.0))
+}
+
+/// Tokens of the context before it was stretched; the trained context where no key says so.
+fn original_ctx(keys: &Keys) -> Result<f64> {
+    const KEY: Key =
+        Key { gguf: "rope.scaling.original_context_length", hf: "original_max_position_embeddings" };
+    match positive(keys, KEY, keys.f64(KEY)?)? {
+        Some(tokens) => Ok(tokens),
+        None => Ok(keys.need(CTX_TRAIN, keys.usize(CTX_TRAIN)?)? as f64),
     }
-    let number = |name: &str| -> Result<f64> {
-        let key = format!("{section}.{name}");
-        let value = get(name).ok_or_else(|| ModelError::config(&key, "a number", "nothing"))?;
-        match json_f64(&key, value)? {
-            v if v.is_finite() && v > 0.0 => Ok(v),
-            v => Err(ModelError::config(&key, "a positive number", v)),
+}
+
+/// What YaRN multiplies cosines and sines by (Peng et al. 2023, section 3.4), weighted by `mscale`.
+fn yarn_scale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+}
+
+/// The part of a config.json that holds one table's parameters.
+struct Section<'a> {
+    keys: &'a Keys<'a>,
+    name: &'static str,
+    params: Option<&'a Json>,
+}
+
+impl Section<'_> {
+    fn get(&self, name: &str) -> Option<&Json> {
+        self.params.and_then(|p| p.get(name)).filter(|v| !v.is_null())
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.name)
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match json_f64(&self.key(name), value)? {
+            v if v.is_finite() && v > 0.0 => Ok(Some(v)),
+            v => Err(ModelError::config(self.key(name), "a positive number", v)),
         }
+    }
+
+    fn need(&self, name: &str) -> Result<f64> {
+        self.number(name)?.ok_or_else(|| ModelError::config(self.key(name), "a number", "nothing"))
+    }
+
+    fn original_ctx(&self) -> Result<f64> {
+        match self.number("original_max_position_embeddings")? {
+            Some(tokens) => Ok(tokens),
+            None => original_ctx(self.keys),
+        }
+    }
+
+    /// By how much the context is stretched, where no factor says so.
+    fn stretch(&self, original_ctx: f64) -> Result<f64> {
+        match self.number("factor")? {
+            Some(factor) => Ok(factor),
+            None => Ok(self.keys.need(CTX_TRAIN, self.keys.usize(CTX_TRAIN)?)? as f64 / original_ctx),
+        }
+    }
+
+    /// `[pairs]` positive divisors.
+    fn divisors(&self, name: &str, pairs: usize) -> Result<Vec<f32>> {
+        let wrong = |found: &dyn ToString| {
+            let expected = format!("{pairs} positive numbers, one per rotated pair");
+            ModelError::config(self.key(name), expected, found.to_string())
+        };
+        let Some(value) = self.get(name) else { return Err(wrong(&"nothing")) };
+        let list = value.as_array().ok_or_else(|| wrong(value))?;
+        let numbers = list.iter().filter_map(Json::as_f64).filter(|v| v.is_finite() && *v > 0.0);
+        let numbers: Vec<f32> = numbers.map(|v| v as f32).collect();
+        if numbers.len() == list.len() && numbers.len() == pairs { Ok(numbers) } else { Err(wrong(value)) }
+    }
+}
+
+fn hugging_face(section: &Section, entry: &Entry, head_dim: usize, base: f64) -> Result<RopeConfig> {
+    const BASE: Key = Key { gguf: "", hf: "rope_theta" };
+    const PARTIAL: Key = Key { gguf: "", hf: "partial_rotary_factor" };
+    let base = match section.number("rope_theta")? {
+        Some(base) => base,
+        None => section.keys.f64(BASE)?.unwrap_or(base),
     };
-    let scaling = match get("rope_type").or_else(|| get("type")) {
-        None if params.is_none_or(is_plain) => RopeScaling::None,
-        None => return Err(unknown(&format!("{section}.rope_type"), "default or llama3", "nothing")),
-        Some(Json::String(kind)) if kind == "default" => RopeScaling::None,
-        Some(Json::String(kind)) if kind == "llama3" => RopeScaling::Llama3 {
-            factor: number("factor")?,
-            low_freq_factor: number("low_freq_factor")?,
-            high_freq_factor: number("high_freq_factor")?,
-            original_ctx: number("original_max_position_embeddings")?,
-        },
-        Some(other) => return Err(unknown(&format!("{section}.rope_type"), "default or llama3", other)),
+    let partial = match section.number("partial_rotary_factor")? {
+        Some(part) => part,
+        None => section.keys.f64(PARTIAL)?.unwrap_or(1.0),
     };
-    if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
-        && low_freq_factor >= high_freq_factor
-    {
-        let key = format!("{section}.high_freq_factor");
+    if !(partial > 0.0 && partial <= 1.0) {
+        return Err(ModelError::config("partial_rotary_factor", "more than 0 and at most 1", partial));
+    }
+    let rotary = (head_dim as f64 * partial) as usize;
+    // Ministral 3 scales queries by the logarithm of their position.
+    if let Some(beta) = section.get("llama_4_scaling_beta").filter(|v| v.as_f64() != Some(0.0)) {
+        return Err(unknown(&section.key("llama_4_scaling_beta"), "none", beta));
+    }
+    let (scaling, magnitude) = hugging_face_scaling(section, rotary / 2)?;
+    let pairs = entry.hf_pairs;
+    Ok(RopeConfig { base, rotary, pairs, scaling, magnitude: magnitude as f32 })
+}
+
+/// The scaling of a section, and its magnitude.
+fn hugging_face_scaling(section: &Section, pairs: usize) -> Result<(RopeScaling, f64)> {
+    let kind = match section.get("rope_type").or_else(|| section.get("type")) {
+        None if section.params.is_none_or(is_plain) => return Ok((RopeScaling::None, 1.0)),
+        None => return Err(unknown(&section.key("rope_type"), KNOWN, "nothing")),
+        Some(kind) => kind,
+    };
+    // Phi-3 called LongRoPE by two other names before.
+    let long = section.get("long_factor").is_some();
+    match kind.as_str() {
+        Some("default") => Ok((RopeScaling::None, 1.0)),
+        Some("linear") => Ok((RopeScaling::Linear { factor: section.need("factor")? }, 1.0)),
+        Some("llama3") => Ok((llama3(section)?, 1.0)),
+        Some("longrope" | "su") => longrope(section, pairs),
+        Some("yarn") if long => longrope(section, pairs),
+        Some("yarn") => yarn(section),
+        _ => Err(unknown(&section.key("rope_type"), KNOWN, kind)),
+    }
+}
+
+fn llama3(section: &Section) -> Result<RopeScaling> {
+    let factor = section.need("factor")?;
+    let low_freq_factor = section.need("low_freq_factor")?;
+    let high_freq_factor = section.need("high_freq_factor")?;
+    let original_ctx = section.need("original_max_position_embeddings")?;
+    if low_freq_factor >= high_freq_factor {
+        let key = section.key("high_freq_factor");
         return Err(ModelError::config(key, format!("more than {low_freq_factor}"), high_freq_factor));
     }
-    Ok(RopeConfig { base, rotary: head_dim, pairs: RopePairs::Half, scaling })
+    Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_ctx })
+}
+
+fn yarn(section: &Section) -> Result<(RopeScaling, f64)> {
+    let original_ctx = section.original_ctx()?;
+    let factor = section.stretch(original_ctx)?;
+    let weights = (section.number("mscale")?, section.number("mscale_all_dim")?);
+    let magnitude = match (section.number("attention_factor")?, weights) {
+        (Some(given), _) => given,
+        (None, (Some(one), Some(all))) => yarn_scale(factor, one) / yarn_scale(factor, all),
+        (None, _) => yarn_scale(factor, 1.0),
+    };
+    let yarn = Yarn {
+        factor,
+        original_ctx,
+        beta_fast: section.number("beta_fast")?.unwrap_or(32.0),
+        beta_slow: section.number("beta_slow")?.unwrap_or(1.0),
+        truncate: section.get("truncate").and_then(Json::as_bool).unwrap_or(true),
+    };
+    Ok((RopeScaling::Yarn(yarn), magnitude))
+}
+
+fn longrope(section: &Section, pairs: usize) -> Result<(RopeScaling, f64)> {
+    let original_ctx = section.original_ctx()?;
+    let short = section.divisors("short_factor", pairs)?;
+    let long = section.divisors("long_factor", pairs)?;
+    let stretch = section.stretch(original_ctx)?;
+    let magnitude = match section.number("attention_factor")? {
+        Some(given) => given,
+        None if stretch <= 1.0 => 1.0,
+        None => (1.0 + stretch.ln() / original_ctx.ln()).sqrt(),
+    };
+    Ok((RopeScaling::Long { factors: LongFactors::Given { short, long }, original_ctx }, magnitude))
 }
 
 /// Whether parameters without a type name nothing but the base.
 fn is_plain(params: &Json) -> bool {
     params.as_object().is_some_and(|p| p.keys().all(|k| k == "rope_theta" || k == "partial_rotary_factor"))
+}
+
+/// A number that must be positive if it is there.
+fn positive(keys: &Keys, key: Key, value: Option<f64>) -> Result<Option<f64>> {
+    match value.filter(|v| !(v.is_finite() && *v > 0.0)) {
+        Some(wrong) => Err(ModelError::config(keys.spell(key), "a positive number", wrong)),
+        None => Ok(value),
+    }
+}
+
+fn missing(keys: &Keys, key: Key) -> ModelError {
+    ModelError::config(keys.spell(key), "a number", "nothing")
 }
 
 fn unknown(key: &str, known: &str, found: impl ToString) -> ModelError {

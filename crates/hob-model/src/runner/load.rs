@@ -6,10 +6,13 @@ use hob_compute::{Buf, Compute, Weight, WeightKind, WeightSpec};
 use hob_quant::Format;
 
 use crate::blocks::RopeTable;
-use crate::config::DIVISORS;
+use crate::config::{DIVISORS, LONG, SHORT};
 use crate::info::file_bytes;
+use crate::source::open_slot;
 use crate::state::PagePools;
-use crate::{Layout, ModelError, ModelInfo, Result, RopeConfig, RopeScaling, TensorSource, rope};
+use crate::{
+    Layout, LongFactors, ModelError, ModelInfo, Result, RopeConfig, RopeScaling, TensorSource, rope,
+};
 
 /// Handles of a loaded model.
 pub(super) struct Held {
@@ -48,26 +51,24 @@ impl Held {
         layout: &Layout,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        for [rows, width] in info.scratch_shapes(layout) {
+        for [rows, width] in info.buffer_shapes(layout) {
             self.bufs.push(dev.alloc(rows, width)?);
         }
         for rope in &info.config.ropes {
-            self.ropes.push(rope_table(rope, source, dev)?);
+            self.ropes.push(rope_table(rope, layout, source, dev)?);
         }
         let read = |kind| kind != WeightKind::Table;
         let total = info.slots().filter(|(s, _)| read(s.kind)).map(|(s, f)| file_bytes(s, f)).sum();
         let mut done = 0;
         progress(done, total);
         for (slot, format) in info.slots() {
-            let Some(tensor) = source.tensor(&slot.name) else {
-                let (name, arch) = (slot.name.clone(), info.config.arch.clone());
-                return Err(ModelError::MissingTensor { name, rows: slot.rows, cols: slot.cols, arch });
-            };
+            let read_bytes = file_bytes(slot, format);
+            let (format, bytes) = open_slot(slot, format, &info.config.arch, source)?;
             let (name, kind) = (slot.name.clone(), slot.kind);
             let spec = WeightSpec { name, kind, format, rows: slot.rows, cols: slot.cols };
-            self.weights.push(dev.load(&spec, source.open(tensor))?);
+            self.weights.push(dev.load(&spec, bytes)?);
             if read(slot.kind) {
-                done += file_bytes(slot, format);
+                done += read_bytes;
                 progress(done, total);
             }
         }
@@ -87,32 +88,29 @@ impl Held {
     }
 }
 
-/// Attention here sees all earlier positions, so a window must not be reached.
-///
-/// # Errors
-/// [`ModelError::Layout`] with the largest context that works.
-pub(super) fn check_windows(info: &ModelInfo, layout: &Layout) -> Result<()> {
-    let smallest = info.config.layers.iter().filter_map(|l| l.window).min();
-    match smallest.filter(|&window| window < layout.ctx_tokens) {
-        Some(window) => {
-            let expected =
-                format!("a context of at most {window} tokens (sliding windows are not computed yet)");
-            Err(ModelError::layout(expected, format!("{} tokens", layout.ctx_tokens)))
-        }
-        None => Ok(()),
-    }
-}
-
 /// Uploads the frequencies of one table.
-fn rope_table(config: &RopeConfig, source: &dyn TensorSource, dev: &mut dyn Compute) -> Result<RopeTable> {
-    let divisors = match config.scaling {
-        RopeScaling::Divisors => divisors(config.rotary / 2, source)?,
-        RopeScaling::None | RopeScaling::Llama3 { .. } => Vec::new(),
+fn rope_table(
+    config: &RopeConfig,
+    layout: &Layout,
+    source: &dyn TensorSource,
+    dev: &mut dyn Compute,
+) -> Result<RopeTable> {
+    let pairs = config.rotary / 2;
+    let divisors = match &config.scaling {
+        RopeScaling::Divisors => divisors(DIVISORS, pairs, source)?,
+        RopeScaling::Long { factors, original_ctx } => {
+            let beyond = layout.ctx_tokens as f64 > *original_ctx;
+            match factors {
+                LongFactors::Given { short, long } => if beyond { long } else { short }.clone(),
+                LongFactors::Tensors => divisors(if beyond { LONG } else { SHORT }, pairs, source)?,
+            }
+        }
+        _ => Vec::new(),
     };
     let table = rope::frequencies(config, &divisors);
     let freqs = dev.alloc(1, table.len())?;
     match dev.upload(freqs, 0, &table) {
-        Ok(()) => Ok(RopeTable { freqs, pairs: config.pairs, magnitude: 1.0 }),
+        Ok(()) => Ok(RopeTable { freqs, pairs: config.pairs, magnitude: config.magnitude }),
         Err(e) => {
             dev.free(freqs)?;
             Err(e.into())
@@ -120,10 +118,11 @@ fn rope_table(config: &RopeConfig, source: &dyn TensorSource, dev: &mut dyn Comp
     }
 }
 
-/// Reads `rope_freqs.weight`, `[pairs]` of F32, all positive.
-fn divisors(pairs: usize, source: &dyn TensorSource) -> Result<Vec<f32>> {
-    let name = DIVISORS.to_string();
-    let Some(tensor) = source.tensor(DIVISORS) else {
+/// Reads a tensor of divisors, `[pairs]` of F32, all positive.
+fn divisors(name: &str, pairs: usize, source: &dyn TensorSource) -> Result<Vec<f32>> {
+    let found = source.tensor(name);
+    let name = name.to_string();
+    let Some(tensor) = found else {
         return Err(ModelError::MissingTensor { name, rows: 1, cols: pairs, arch: "rope-scaled".into() });
     };
     if tensor.shape != [pairs] {

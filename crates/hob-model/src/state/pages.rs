@@ -16,8 +16,8 @@ struct Shape {
 /// One pool per distinct page shape, and the shape of each layer.
 pub(crate) struct PagePools {
     shapes: Vec<Shape>,
-    /// Index into `shapes`.
-    of_layer: Vec<usize>,
+    /// Index into `shapes`; `None` for layers without pages.
+    of_layer: Vec<Option<usize>>,
 }
 
 impl PagePools {
@@ -40,20 +40,29 @@ impl PagePools {
                 }
             }
         }
-        let at =
-            |state: &LayerState| pools.shapes.iter().position(|s| s.spec == page_spec(*state)).unwrap_or(0);
+        let at = |state: &LayerState| {
+            let spec = page_spec(*state)?;
+            pools.shapes.iter().position(|s| s.spec == spec)
+        };
         pools.of_layer = info.states().iter().map(at).collect();
         Ok(pools)
     }
 
+    /// Whether `layer` keeps anything in pages.
+    pub fn has(&self, layer: usize) -> bool {
+        self.of_layer[layer].is_some()
+    }
+
     /// A page for `layer`; `None` when its pool is used up.
     pub fn take(&mut self, layer: usize) -> Option<Page> {
-        let shape = &mut self.shapes[self.of_layer[layer]];
+        let shape = &mut self.shapes[self.of_layer[layer]?];
         Some(Page { pool: shape.pool, index: shape.free.pop()? })
     }
 
     pub fn give_back(&mut self, layer: usize, page: Page) {
-        self.shapes[self.of_layer[layer]].free.push(page.index);
+        if let Some(shape) = self.of_layer[layer] {
+            self.shapes[shape].free.push(page.index);
+        }
     }
 
     /// # Errors

@@ -90,7 +90,7 @@ impl Sequences {
         let slot = self.get_mut(id)?;
         let need = len.div_ceil(hob_compute::PAGE_POSITIONS);
         for (layer, table) in slot.tables.iter_mut().enumerate() {
-            while table.len() < need {
+            while pools.has(layer) && table.len() < need {
                 let Some(page) = pools.take(layer) else {
                     return Err(ModelError::layout(format!("a free page for layer {layer}"), "none"));
                 };

@@ -4,6 +4,7 @@
 //! MXFP4 follows the OCP Microscaling Formats specification 1.0; NVFP4 is ggml's packing of four 16-weight groups.
 
 use super::each_block;
+use crate::int::{IntBlock, nibbles};
 
 /// Twice the sixteen E2M1 values. Code 8 (minus zero) is plain zero, as in ggml.
 const DOUBLED_E2M1: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
@@ -51,4 +52,8 @@ pub(crate) fn decode_nvfp4(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+pub(crate) fn int_mxfp4(b: &[u8], _: usize) -> IntBlock {
+    IntBlock::plain(half_e8m0(b[0]), nibbles(&b[1..17], |q| DOUBLED_E2M1[usize::from(q)] as i8))
 }

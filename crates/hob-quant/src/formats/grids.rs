@@ -47,15 +47,21 @@ const fn expand4<const N: usize>(packed: &[u16; N], levels: [u8; 8]) -> [[u8; 4]
 
 const IQ2_LEVELS: [u8; 3] = [8, 25, 43];
 
-pub(super) static IQ2_XXS: [[u8; 8]; 256] = expand8(&tables::IQ2_XXS, IQ2_LEVELS);
-pub(super) static IQ2_XS: [[u8; 8]; 512] = expand8(&tables::IQ2_XS, IQ2_LEVELS);
-pub(super) static IQ2_S: [[u8; 8]; 1024] = expand8(&tables::IQ2_S, IQ2_LEVELS);
-pub(super) static IQ1: [[i8; 8]; 2048] = ternary(&tables::IQ1);
-pub(super) static IQ3_XXS: [[u8; 4]; 256] = expand4(&tables::IQ3_XXS, [4, 12, 20, 28, 36, 44, 52, 62]);
-pub(super) static IQ3_S: [[u8; 4]; 512] = expand4(&tables::IQ3_S, [1, 3, 5, 7, 9, 11, 13, 15]);
+/// Magnitudes of the eight weights of each point of IQ2_XXS.
+pub static IQ2_XXS: [[u8; 8]; 256] = expand8(&tables::IQ2_XXS, IQ2_LEVELS);
+/// The same of IQ2_XS.
+pub static IQ2_XS: [[u8; 8]; 512] = expand8(&tables::IQ2_XS, IQ2_LEVELS);
+/// The same of IQ2_S.
+pub static IQ2_S: [[u8; 8]; 1024] = expand8(&tables::IQ2_S, IQ2_LEVELS);
+/// Levels -1, 0, 1 of the eight weights of each point of IQ1_S and IQ1_M.
+pub static IQ1: [[i8; 8]; 2048] = ternary(&tables::IQ1);
+/// Magnitudes of the four weights of each point of IQ3_XXS.
+pub static IQ3_XXS: [[u8; 4]; 256] = expand4(&tables::IQ3_XXS, [4, 12, 20, 28, 36, 44, 52, 62]);
+/// The same of IQ3_S.
+pub static IQ3_S: [[u8; 4]; 512] = expand4(&tables::IQ3_S, [1, 3, 5, 7, 9, 11, 13, 15]);
 
 /// The 128 sign patterns: seven stored bits and an eighth that makes the number of minus signs even.
-static EVEN_SIGNS: [u8; 128] = {
+pub static EVEN_SIGNS: [u8; 128] = {
     let mut signs = [0; 128];
     let mut seven = 0u8;
     while seven < 128 {

@@ -2,6 +2,7 @@
 //! per 32 or 16 weights. `w = d * (0.5 + scale) / 4 * magnitude`. It must not know other formats.
 
 use super::{QK, each_block, f16_at, grids, u16_at, u32_at};
+use crate::int::{INT_BLOCK, IntBlock, Minima};
 
 /// Bytes 0..2 `d`, then per 32 weights 8 bytes: four grid indices, and a u32 of four 7-bit signs and a 4-bit scale.
 pub(crate) fn decode_xxs(bytes: &[u8], out: &mut [f32]) {
@@ -48,4 +49,48 @@ pub(crate) fn decode_s(bytes: &[u8], out: &mut [f32]) {
             grids::signed_point(scale16(d, &b[74..], n / 2), point, b[34 + n], w);
         }
     });
+}
+
+/// Writes the eight codes of a grid point: its magnitudes with their signs.
+fn codes(magnitudes: &[u8; 8], signs: u8, to: &mut [i8]) {
+    for (j, (code, &magnitude)) in to.iter_mut().zip(magnitudes).enumerate() {
+        let magnitude = magnitude as i8; // at most 43
+        *code = if signs >> j & 1 == 1 { -magnitude } else { magnitude };
+    }
+}
+
+pub(crate) fn int_xxs(b: &[u8], block: usize) -> IntBlock {
+    let first = 2 + 8 * block;
+    let packed = u32_at(b, first + 4);
+    let mut to = [0; INT_BLOCK];
+    for (n, to) in to.chunks_exact_mut(8).enumerate() {
+        codes(&grids::IQ2_XXS[usize::from(b[first + n])], grids::even_signs(packed >> (7 * n)), to);
+    }
+    // d * (0.5 + scale) / 4: exact.
+    IntBlock::plain(f16_at(b, 0) * (0.5 + (packed >> 28) as f32) * 0.25, to)
+}
+
+/// The block with `1 + 2 * scale` as sub-scales and `d / 8`; scale `s` of a block is 4 bits, two a byte.
+fn with_scales(d: f32, codes: [i8; INT_BLOCK], packed: u8) -> IntBlock {
+    let scales = [packed & 15, packed >> 4].map(|s| i16::from(1 + 2 * s));
+    IntBlock { codes, scales, d: d * 0.125, minima: Minima::None }
+}
+
+pub(crate) fn int_xs(b: &[u8], block: usize) -> IntBlock {
+    let mut to = [0; INT_BLOCK];
+    for (n, to) in to.chunks_exact_mut(8).enumerate() {
+        let packed = u16_at(b, 2 + 8 * block + 2 * n);
+        codes(&grids::IQ2_XS[usize::from(packed & 511)], grids::even_signs(u32::from(packed >> 9)), to);
+    }
+    with_scales(f16_at(b, 0), to, b[66 + block])
+}
+
+pub(crate) fn int_s(b: &[u8], block: usize) -> IntBlock {
+    let mut to = [0; INT_BLOCK];
+    for (n, to) in to.chunks_exact_mut(8).enumerate() {
+        let high = b[66 + block] >> (2 * n) & 3;
+        let point = usize::from(b[2 + 4 * block + n]) | usize::from(high) << 8;
+        codes(&grids::IQ2_S[point], b[34 + 4 * block + n], to);
+    }
+    with_scales(f16_at(b, 0), to, b[74 + block])
 }

@@ -8,6 +8,7 @@
 use half::f16;
 
 use super::{BadBlock, each_block, each_block_out, f16_at, signed, u32_at};
+use crate::int::{IntBlock, Minima, nibbles};
 
 /// Bytes 0..2 `d`, 2..18 nibbles; `w = d * (q - 8)`.
 pub(crate) fn decode_q4_0(bytes: &[u8], out: &mut [f32]) {
@@ -64,6 +65,29 @@ pub(crate) fn decode_q5_1(bytes: &[u8], out: &mut [f32]) {
             *w = d * f32::from(q) + m;
         }
     });
+}
+
+pub(crate) fn int_q4_0(b: &[u8], _: usize) -> IntBlock {
+    IntBlock::plain(f16_at(b, 0), nibbles(&b[2..18], |q| q as i8 - 8))
+}
+
+pub(crate) fn int_q4_1(b: &[u8], _: usize) -> IntBlock {
+    let plain = IntBlock::plain(f16_at(b, 0), nibbles(&b[4..20], |q| q as i8));
+    IntBlock { minima: Minima::Block(f16_at(b, 2)), ..plain }
+}
+
+pub(crate) fn int_q5_0(b: &[u8], _: usize) -> IntBlock {
+    let codes = five_bits(nibbles_at(b, 6), u32_at(b, 2)).map(|q| q as i8 - 16);
+    IntBlock::plain(f16_at(b, 0), codes)
+}
+
+pub(crate) fn int_q5_1(b: &[u8], _: usize) -> IntBlock {
+    let codes = five_bits(nibbles_at(b, 8), u32_at(b, 4)).map(|q| q as i8);
+    IntBlock { minima: Minima::Block(f16_at(b, 2)), ..IntBlock::plain(f16_at(b, 0), codes) }
+}
+
+pub(crate) fn int_q8_0(b: &[u8], _: usize) -> IntBlock {
+    IntBlock::plain(f16_at(b, 0), std::array::from_fn(|i| signed(b[2 + i])))
 }
 
 /// Bytes 0..2 `d`, 2..34 int8; `w = q * d`.

@@ -2,7 +2,7 @@
 //! whole blocks only; `row.rs` has checked the lengths. Nothing here knows ids or names; those stand in the registry.
 
 pub(crate) mod fp4;
-pub(crate) mod grids;
+pub mod grids;
 pub(crate) mod iq1;
 pub(crate) mod iq2;
 pub(crate) mod iq3;

@@ -3,6 +3,7 @@
 //! `w = d * scale * q - dmin * min`. It must not know other formats.
 
 use super::{QK, each_block, f16_at};
+use crate::int::{IntBlock, Minima};
 
 pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
     each_block(bytes, out, |b: &[u8; 84], w: &mut [f32; QK]| {
@@ -18,4 +19,15 @@ pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+pub(crate) fn int(b: &[u8], block: usize) -> IntBlock {
+    let low = &b[16 + 32 * (block / 4)..][..32];
+    let both = [b[2 * block], b[2 * block + 1]];
+    IntBlock {
+        codes: std::array::from_fn(|i| (low[i] >> (2 * (block % 4)) & 3) as i8),
+        scales: both.map(|b| i16::from(b & 15)),
+        d: f16_at(b, 80),
+        minima: Minima::Halves { m: -f16_at(b, 82), scales: both.map(|b| i16::from(b >> 4)) },
+    }
 }

@@ -3,14 +3,15 @@
 //! `w = d * (scale - 32) * q`. It must not know other formats.
 
 use super::{QK, each_block, f16_at};
+use crate::int::{IntBlock, Minima};
 
 /// The 16 scales minus 32: low nibbles stand in bytes 0..8 (scale s in byte s % 8, half s / 8), bit pairs 4 and 5 in
 /// bytes 8..12 (scale s in byte s % 4, pair s / 4).
-fn scales(packed: &[u8]) -> [f32; 16] {
+fn scales(packed: &[u8]) -> [i16; 16] {
     std::array::from_fn(|s| {
         let low = packed[s % 8] >> (4 * (s / 8)) & 15;
         let high = packed[8 + s % 4] >> (2 * (s / 4)) & 3;
-        (i32::from(low | high << 4) - 32) as f32
+        i16::from(low | high << 4) - 32
     })
 }
 
@@ -19,7 +20,7 @@ pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
         let d = f16_at(b, 108);
         let scales = scales(&b[96..108]);
         for (s, w) in w.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let scale = d * scales[s];
+            let scale = d * f32::from(scales[s]);
             let shift = 2 * (s / 2 % 4);
             let high = &b[16 * (s % 2)..][..16];
             let low = &b[32 + 32 * (s / 8) + 16 * (s % 2)..][..16];
@@ -29,4 +30,16 @@ pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+pub(crate) fn int(b: &[u8], block: usize) -> IntBlock {
+    let low = &b[32 + 32 * (block / 4)..][..32];
+    let code = |i: usize| low[i] >> (2 * (block % 4)) & 3 | (b[i] >> block & 1) << 2;
+    let scales = scales(&b[96..108]);
+    IntBlock {
+        codes: std::array::from_fn(|i| code(i) as i8 - 4),
+        scales: [scales[2 * block], scales[2 * block + 1]],
+        d: f16_at(b, 108),
+        minima: Minima::None,
+    }
 }

@@ -3,6 +3,7 @@
 //! first. `w = d * scale * q - dmin * min`. Q5_K shares the packing of the scales.
 
 use super::{QK, each_block, f16_at};
+use crate::int::{IntBlock, Minima};
 
 /// The 8 (scale, minimum) pairs of Q4_K and Q5_K. Of 12 bytes, the low six bits of bytes 0..4 are scales 0..4 and of
 /// bytes 4..8 minima 0..4; bytes 8..12 hold the low nibbles of scales and minima 4..8, whose bits 4 and 5 are the top
@@ -30,4 +31,16 @@ pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+/// Scale and minimum of sub-block `s`, and a block of `codes` under them; both products are exact in f32.
+pub(super) fn int_scaled(b: &[u8], s: usize, codes: [i8; 32]) -> IntBlock {
+    let (scale, min) = scales_and_mins(&b[4..16])[s];
+    let minima = Minima::Block(-(f16_at(b, 2) * f32::from(min)));
+    IntBlock { minima, ..IntBlock::plain(f16_at(b, 0) * f32::from(scale), codes) }
+}
+
+pub(crate) fn int(b: &[u8], s: usize) -> IntBlock {
+    let packed = &b[16 + 32 * (s / 2)..][..32];
+    int_scaled(b, s, std::array::from_fn(|i| (packed[i] >> (4 * (s % 2)) & 15) as i8))
 }

@@ -2,12 +2,13 @@
 //! Bytes 0..2 `d`, 2..4 `dmin`, 4..16 scales and minima, 16..48 fifth bits (sub-block s in bit s), 48..176 nibbles as
 //! in Q4_K. `w = d * scale * q - dmin * min`.
 
-use super::{QK, each_block, f16_at, q4k::scales_and_mins};
+use super::{QK, each_block, f16_at, q4k};
+use crate::IntBlock;
 
 pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
     each_block(bytes, out, |b: &[u8; 176], w: &mut [f32; QK]| {
         let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
-        let scales = scales_and_mins(&b[4..16]);
+        let scales = q4k::scales_and_mins(&b[4..16]);
         for (s, w) in w.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let (scale, min) = (d * f32::from(scales[s].0), dmin * f32::from(scales[s].1));
             let shift = 4 * (s % 2);
@@ -17,4 +18,10 @@ pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+pub(crate) fn int(b: &[u8], s: usize) -> IntBlock {
+    let low = &b[48 + 32 * (s / 2)..][..32];
+    let code = |i: usize| low[i] >> (4 * (s % 2)) & 15 | (b[16 + i] >> s & 1) << 4;
+    q4k::int_scaled(b, s, std::array::from_fn(|i| code(i) as i8))
 }

@@ -4,6 +4,7 @@
 //! takes bit pair r of the half's 32 high bytes. `w = d * scale * (q - 32)`. It must not know other formats.
 
 use super::{QK, each_block, f16_at, signed};
+use crate::int::{IntBlock, Minima};
 
 pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
     each_block(bytes, out, |b: &[u8; 210], w: &mut [f32; QK]| {
@@ -19,4 +20,17 @@ pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+pub(crate) fn int(b: &[u8], block: usize) -> IntBlock {
+    let (half, run) = (block / 4, block % 4);
+    let low = &b[64 * half + 32 * (run % 2)..][..32];
+    let high = &b[128 + 32 * half..][..32];
+    let code = |i: usize| low[i] >> (4 * (run / 2)) & 15 | (high[i] >> (2 * run) & 3) << 4;
+    IntBlock {
+        codes: std::array::from_fn(|i| code(i) as i8 - 32),
+        scales: [0, 1].map(|part| i16::from(signed(b[192 + 2 * block + part]))),
+        d: f16_at(b, 208),
+        minima: Minima::None,
+    }
 }

@@ -1,6 +1,7 @@
 //! TQ1_0 and TQ2_0: 256 weights from {-1, 0, 1} with one f16 scale, `w = d * (q - 1)`. It must not know other formats.
 
 use super::{QK, each_block, f16_at};
+use crate::int::IntBlock;
 
 /// The five digits of a TQ1_0 byte, most significant first: byte / 256 is a fraction in base 3.
 const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
@@ -38,4 +39,21 @@ pub(crate) fn decode_tq2_0(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+pub(crate) fn int_tq1_0(b: &[u8], block: usize) -> IntBlock {
+    let code = |i: usize| {
+        let (byte, n) = match 32 * block + i {
+            k @ ..160 => (k % 32, k / 32),
+            k @ ..240 => (32 + k % 16, (k - 160) / 16),
+            k => (48 + k % 4, (k - 240) / 4),
+        };
+        digit(b[byte], n) as i8
+    };
+    IntBlock::plain(f16_at(b, 52), std::array::from_fn(code))
+}
+
+pub(crate) fn int_tq2_0(b: &[u8], block: usize) -> IntBlock {
+    let code = |i: usize| (b[32 * (block / 4) + i] >> (2 * (block % 4)) & 3) as i8 - 1;
+    IntBlock::plain(f16_at(b, 64), std::array::from_fn(code))
 }

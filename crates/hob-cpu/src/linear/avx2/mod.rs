@@ -4,7 +4,7 @@
 pub mod few;
 pub mod float;
 pub mod gemm;
-mod nibbles;
+pub mod tile;
 
 use std::arch::x86_64::*;
 
@@ -13,17 +13,12 @@ use hob_compute::act::BLOCK;
 
 use crate::verb::lanes::exp8;
 
-/// Formats as const parameters of the kernels.
-pub const Q4_0: u8 = 0;
-pub const Q4_1: u8 = 1;
-pub const Q8_0: u8 = 2;
-
-/// Quantises one block; returns its scale and the sum of its codes. Same bits as `act::quantize_block`.
+/// Quantises one block; returns its scale and the sums of codes 0..16 and 16..32. Same bits as `act::quantize_block`.
 ///
 /// # Safety
 /// Needs AVX2.
 #[target_feature(enable = "avx2,fma")]
-pub unsafe fn quantize_block(x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (f32, i32) {
+pub unsafe fn quantize_block(x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (f32, [i16; 2]) {
     // SAFETY: all loads and stores stay inside the two 32-element arrays.
     unsafe {
         let v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.as_ptr().add(8 * i)));
@@ -37,7 +32,7 @@ pub unsafe fn quantize_block(x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (f32,
         );
         if _mm256_movemask_ps(all) != 0xff {
             codes.fill(0);
-            return (f32::NAN, 0);
+            return (f32::NAN, [0; 2]);
         }
         let m = _mm256_max_ps(_mm256_max_ps(a[0], a[1]), _mm256_max_ps(a[2], a[3]));
         let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps::<1>(m));
@@ -53,10 +48,10 @@ pub unsafe fn quantize_block(x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (f32,
         _mm256_storeu_si256(codes.as_mut_ptr().cast(), packed);
         let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), packed);
         let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        let s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-        let s = _mm_add_epi32(s, _mm_shuffle_epi32::<0b00_00_11_10>(s));
-        let s = _mm_add_epi32(s, _mm_shuffle_epi32::<1>(s));
-        (d, _mm_cvtsi128_si32(s))
+        // Four sums of 4 codes in each half; the halves of the register are the halves of the block.
+        let s = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0b00_00_11_10>(sums));
+        let s = _mm256_add_epi32(s, _mm256_shuffle_epi32::<1>(s));
+        (d, [_mm256_extract_epi32::<0>(s) as i16, _mm256_extract_epi32::<4>(s) as i16])
     }
 }
 

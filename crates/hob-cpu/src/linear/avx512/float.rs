@@ -1,50 +1,62 @@
-//! Float dots in 16 lanes of one register, bit-equal to `math::dot16`.
+//! Register tiles of float products in the 16 lanes of one register, bit-equal to `math::dot16`. It must not know how K
+//! and the rows are walked (`linear/float/walk.rs`).
+#![allow(clippy::needless_range_loop, reason = "indices number registers of several arrays at once")]
 
 use std::arch::x86_64::*;
 
-use hob_compute::math;
+use crate::linear::float::walk::{Part, Tile, Tiles};
 
-/// Activation rows multiplied at once.
-pub const WIDE: usize = 4;
-
-/// `R` weight rows (`w`, `cols` apart) by `N` activation rows (`x`, `stride` apart).
+/// `R` rows of f32 weights by `N` activation rows, one chunk of k.
 ///
 /// # Safety
-/// Needs the AVX-512 class; `w` holds R rows of `cols`, `x` holds N rows.
+/// Needs the AVX-512 class, and everything [`Part`] describes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
-pub unsafe fn dots<const R: usize, const N: usize>(
-    w: &[f32],
-    cols: usize,
-    x: &[f32],
-    stride: usize,
-) -> [[f32; N]; R] {
-    debug_assert!(w.len() >= R * cols && x.len() >= (N - 1) * stride + cols);
+unsafe fn tile<const R: usize, const N: usize>(p: &Part) {
+    let sums: *mut f32 = p.sums.cast();
+    let at = |r: usize, n: usize| (r * p.sums_stride + n) * 16;
     let mut acc = [[_mm512_setzero_ps(); N]; R];
-    let mut i = 0;
-    while i < cols {
-        // The tail is masked: absent lanes add 0 * 0.
-        let mask: __mmask16 = if cols - i >= 16 { 0xffff } else { (1 << (cols - i)) - 1 };
-        // SAFETY: masked lanes are not read, the others lie inside the rows.
-        unsafe {
-            let v: [__m512; N] =
-                std::array::from_fn(|n| _mm512_maskz_loadu_ps(mask, x.as_ptr().add(n * stride + i)));
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let w = _mm512_maskz_loadu_ps(mask, w.as_ptr().add(r * cols + i));
-                for (acc, v) in acc.iter_mut().zip(v) {
-                    *acc = _mm512_mask3_fmadd_ps(w, v, *acc, mask);
-                }
+    // SAFETY: the caller's contract; a step of 16 values never goes beyond `len`.
+    unsafe {
+        for r in 0..R {
+            for n in 0..N {
+                acc[r][n] = _mm512_load_ps(sums.add(at(r, n)));
             }
         }
-        i += 16;
-    }
-    let mut out = [[0f32; N]; R];
-    for (out, acc) in out.iter_mut().zip(acc) {
-        for (out, acc) in out.iter_mut().zip(acc) {
-            let mut lanes = [0f32; 16];
-            // SAFETY: 16 floats.
-            unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), acc) };
-            *out = math::tree16(&lanes);
+        let mut i = 0;
+        while i < p.len / 16 {
+            let mut w = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                w[r] = _mm512_loadu_ps(p.w.at.add(r * p.w.row + i * p.w.step).cast());
+            }
+            for n in 0..N {
+                let v = _mm512_loadu_ps(p.x.add(n * p.x_stride + 16 * i));
+                for r in 0..R {
+                    acc[r][n] = _mm512_fmadd_ps(w[r], v, acc[r][n]);
+                }
+            }
+            i += 1;
+        }
+        for r in 0..R {
+            for n in 0..N {
+                _mm512_store_ps(sums.add(at(r, n)), acc[r][n]);
+            }
         }
     }
-    out
+}
+
+macro_rules! row {
+    ($($r:literal)*) => {
+        [$(tile::<$r, 1>, tile::<$r, 2>, tile::<$r, 3>, tile::<$r, 4>, tile::<$r, 5>, tile::<$r, 6>),*]
+    };
+}
+
+/// Four weight rows by six activation rows: 24 sums and five operands in 32 registers.
+pub const CONVERTED: Tiles = {
+    const ALL: &[Tile] = &row!(1 2 3 4);
+    Tiles { rows: 4, acts: 6, tiles: ALL, scalar, width: 4 }
+};
+
+unsafe fn scalar(p: *const u8) -> f32 {
+    // SAFETY: the caller has one weight at `p`.
+    unsafe { p.cast::<f32>().read_unaligned() }
 }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use hob_compute::PAGE_POSITIONS;
 
-use super::vector::{Kernels, ScoreArgs, WeighArgs};
+use super::vector::{Ahead, Kernels, ScoreArgs, WeighArgs};
 use crate::verb::lanes;
 
 pub(in crate::verb::attend) struct Avx512;
@@ -76,6 +76,11 @@ impl Kernels for Avx512 {
         unsafe { tiles!(weigh, args.v.ahead.is_some(), rows, vectors, args) }
     }
 
+    unsafe fn cap(scores: &mut [f32], cap: f32) {
+        // SAFETY: the caller's word.
+        unsafe { self::cap(scores, cap) }
+    }
+
     unsafe fn softmax(scores: &mut [f32]) -> (f32, f32) {
         // SAFETY: the caller's word.
         unsafe { softmax(scores) }
@@ -100,14 +105,15 @@ unsafe fn load<const P: usize>(ptr: *const u16) -> [__m512; P] {
     v
 }
 
-/// Asks for the lines of `P` vectors of f16 values, `ahead` bytes behind `ptr`.
+/// Asks for what a round of `P` vectors has to: at most two lines as rounds are counted.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn fetch<const P: usize>(ptr: *const u16, ahead: isize) {
-    let ptr = ptr.cast::<i8>().wrapping_offset(ahead);
-    for line in 0..(2 * 16 * P).div_ceil(64) {
-        _mm_prefetch::<_MM_HINT_T0>(ptr.wrapping_add(64 * line));
+fn fetch<const P: usize>(ahead: &mut Ahead) {
+    _mm_prefetch::<_MM_HINT_T0>(ahead.at);
+    if P * 32 > 64 {
+        _mm_prefetch::<_MM_HINT_T0>(ahead.at.wrapping_add(64));
     }
+    ahead.at = ahead.at.wrapping_add(ahead.step);
 }
 
 /// `R` rows times `16 * P` positions: one fma chain per score over ascending dimensions.
@@ -118,13 +124,14 @@ fn fetch<const P: usize>(ptr: *const u16, ahead: isize) {
 unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &ScoreArgs) {
     // SAFETY: `dims` rows of K and Q, and R rows of output, for every tile.
     unsafe {
-        let scale = _mm512_set1_ps(args.scale);
+        let mut ahead = args.k.ahead.unwrap_or(Ahead::NONE);
+        let factor = _mm512_set1_ps(args.factor);
         for tile in 0..args.tiles {
             let mut acc = [[_mm512_setzero_ps(); P]; R];
             for d in 0..args.dims {
                 let at = args.k.ptr.add(tile * 16 * P + d * args.k.step);
                 if FETCH {
-                    fetch::<P>(at, args.k.ahead.unwrap_or(0));
+                    fetch::<P>(&mut ahead);
                 }
                 let k = load::<P>(at);
                 for r in 0..R {
@@ -137,7 +144,7 @@ unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &Score
             let out = args.out.add(tile * 16 * P);
             for r in 0..R {
                 for j in 0..P {
-                    _mm512_storeu_ps(out.add(r * PAGE_POSITIONS + 16 * j), _mm512_mul_ps(acc[r][j], scale));
+                    _mm512_storeu_ps(out.add(r * PAGE_POSITIONS + 16 * j), _mm512_mul_ps(acc[r][j], factor));
                 }
             }
         }
@@ -152,6 +159,7 @@ unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &Score
 unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighArgs) {
     // SAFETY: `positions` rows of V and weights, and R rows of `acc`, for every tile.
     unsafe {
+        let mut ahead = args.v.ahead.unwrap_or(Ahead::NONE);
         for tile in 0..args.tiles {
             let to = args.acc.add(tile * 16 * P);
             let mut acc = [[_mm512_setzero_ps(); P]; R];
@@ -163,7 +171,7 @@ unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighA
             for i in 0..args.positions {
                 let at = args.v.ptr.add(tile * 16 * P + i * args.v.step);
                 if FETCH {
-                    fetch::<P>(at, args.v.ahead.unwrap_or(0));
+                    fetch::<P>(&mut ahead);
                 }
                 let v = load::<P>(at);
                 for r in 0..R {
@@ -182,28 +190,45 @@ unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighA
     }
 }
 
+/// Lanes of the vector at `i` of `n` values.
+fn mask(n: usize, i: usize) -> __mmask16 {
+    ((1u32 << (n - i).min(16)) - 1) as __mmask16
+}
+
+/// # Safety
+/// Needs AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn cap(scores: &mut [f32], cap: f32) {
+    let (n, p, cap) = (scores.len(), scores.as_mut_ptr(), _mm512_set1_ps(cap));
+    for i in (0..n).step_by(16) {
+        // SAFETY: masks keep all accesses inside the slice.
+        unsafe {
+            let x = _mm512_maskz_loadu_ps(mask(n, i), p.add(i));
+            _mm512_mask_storeu_ps(p.add(i), mask(n, i), _mm512_mul_ps(lanes::tanh16(x), cap));
+        }
+    }
+}
+
 /// # Safety
 /// Needs AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn softmax(scores: &mut [f32]) -> (f32, f32) {
     let (n, p) = (scores.len(), scores.as_mut_ptr());
     let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
-    let mask = |i: usize| ((1u32 << (n - i).min(16)) - 1) as __mmask16;
     // SAFETY: masks keep all accesses inside the slice.
     unsafe {
         let mut m = infinity;
         for i in (0..n).step_by(16) {
-            m = _mm512_max_ps(_mm512_mask_loadu_ps(infinity, mask(i), p.add(i)), m);
+            m = _mm512_max_ps(_mm512_mask_loadu_ps(infinity, mask(n, i), p.add(i)), m);
         }
         let max = _mm512_reduce_max_ps(m);
         let shift = _mm512_set1_ps(max);
         let mut sum = _mm512_setzero_ps();
         for i in (0..n).step_by(16) {
-            let v = _mm512_mask_loadu_ps(infinity, mask(i), p.add(i));
-            // Absent lanes hold -inf, whose exponential is 0 and changes no sum.
-            let e = lanes::exp16(_mm512_sub_ps(v, shift));
-            _mm512_mask_storeu_ps(p.add(i), mask(i), e);
-            sum = _mm512_add_ps(sum, e);
+            let x = _mm512_maskz_loadu_ps(mask(n, i), p.add(i));
+            let e = lanes::exp2_16(_mm512_sub_ps(x, shift));
+            _mm512_mask_storeu_ps(p.add(i), mask(n, i), e);
+            sum = _mm512_mask_add_ps(sum, mask(n, i), sum, e);
         }
         (max, lanes::tree16_zmm(sum))
     }

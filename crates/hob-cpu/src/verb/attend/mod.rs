@@ -13,12 +13,15 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
-use hob_compute::{PAGE_POSITIONS, Page, PageSpec, Result, SeqRows};
+use std::ops::Range;
+
+use hob_compute::reference::attention::Scoring;
+use hob_compute::{Page, PageSpec, Result, SeqRows};
 
 use super::{Parts, each_unit};
 use crate::arena::HugeVec;
 use crate::isa::Isa;
-use crate::pool::Pool;
+use crate::pool::{Pool, Shares};
 use tile::{Form, Memory, Tile, View};
 
 /// One `attend` verb on plain slices; shapes as in [`hob_compute::Attend`], already checked.
@@ -27,7 +30,10 @@ pub struct Job<'a> {
     pub out: &'a mut [f32],
     pub heads: usize,
     pub spec: PageSpec,
-    pub scale: f32,
+    pub scoring: Scoring,
+    pub window: Option<usize>,
+    /// A logit of every query head.
+    pub sinks: Option<&'a [f32]>,
     pub seqs: &'a [SeqRows<'a>],
     /// The values of a page.
     pub page: &'a (dyn Fn(Page) -> &'a [u16] + Sync),
@@ -67,13 +73,15 @@ const ALONE: usize = 64 << 10;
 /// # Errors
 /// No memory for scratch; nothing is allocated once the largest shape was seen.
 pub fn attend(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<()> {
-    let Job { q, out, heads, spec, scale, seqs, page } = job;
+    let Job { q, out, heads, spec, scoring, window, sinks, seqs, page } = job;
     let plan = Plan {
         q,
         out: Parts::new(out),
         group: heads / spec.kv_heads,
         spec,
-        scale,
+        scoring,
+        window,
+        sinks,
         seqs,
         page,
         form: Form::choose(isa, spec.head_dim),
@@ -81,13 +89,14 @@ pub fn attend(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<
     };
     let units: usize = seqs.iter().map(|s| plan.units(s)).sum();
     let rows = seqs.iter().map(|s| plan.tile_rows(s) * plan.group).max().unwrap_or(0);
-    let pages = seqs.iter().map(|s| (s.position + s.rows).div_ceil(PAGE_POSITIONS)).max().unwrap_or(0);
+    let seen = |s: &SeqRows| s.position + s.rows - s.first_seen(window);
+    let pages = (0..units).filter_map(|u| Some(plan.unit(u)?.tile.pages().len())).max().unwrap_or(0);
     let memory = Memory::floats(rows, spec.head_dim);
-    scratch.threads.resize_with(pool.threads(), Grown::default);
+    scratch.threads.resize_with(pool.capacity(), Grown::default);
     for thread in &mut scratch.threads {
         thread.at_least(memory)?;
     }
-    let work = seqs.iter().map(|s| s.rows * (s.position + s.rows)).sum::<usize>() * heads * spec.head_dim * 2;
+    let work = seqs.iter().map(|s| s.rows * seen(s)).sum::<usize>() * heads * spec.head_dim * 2;
     let small = rows <= SMALL.max(plan.group);
     let threads = Parts::new(&mut scratch.threads);
     let whole = |thread: usize, unit: usize| {
@@ -116,7 +125,9 @@ struct Plan<'a> {
     /// Query heads per KV head.
     group: usize,
     spec: PageSpec,
-    scale: f32,
+    scoring: Scoring,
+    window: Option<usize>,
+    sinks: Option<&'a [f32]>,
     seqs: &'a [SeqRows<'a>],
     page: &'a (dyn Fn(Page) -> &'a [u16] + Sync),
     form: Form,
@@ -167,7 +178,8 @@ impl<'a> Plan<'a> {
             let tile = Tile {
                 rows: rows * self.group,
                 group: self.group,
-                visible: seq.position + first + 1,
+                position: seq.position + first,
+                window: self.window,
                 head_dim: self.spec.head_dim,
             };
             return Some(Unit { seq, row: seq.row + first, kv_head: number % self.spec.kv_heads, tile });
@@ -187,19 +199,23 @@ impl<'a> Plan<'a> {
     }
 
     /// The KV head's values of page `index` of a unit.
-    fn view(&self, unit: &Unit, index: usize) -> View<'a> {
+    fn values(&self, unit: &Unit, index: usize) -> &'a [u16] {
         let values = self.spec.head_values();
-        let head = |page: Page| &(self.page)(page)[unit.kv_head * values..][..values];
-        let next = unit.seq.pages.get(index + 1).filter(|_| index + 1 < unit.tile.pages());
-        View { kv: head(unit.seq.pages[index]), next: next.map(|&p| head(p)), page: index, scale: self.scale }
+        &(self.page)(unit.seq.pages[index])[unit.kv_head * values..][..values]
+    }
+
+    /// Page `index` of a unit; this thread reads `next` after it.
+    fn view(&self, unit: &Unit, index: usize, next: Option<&'a [u16]>) -> View<'a> {
+        View { kv: self.values(unit, index), next, page: index, scoring: self.scoring }
     }
 
     fn store(&self, unit: &Unit, state: &[f32]) {
         for t in 0..unit.tile.rows {
             let at = self.head_at(unit, t);
+            let sink = self.sinks.map(|s| s[unit.kv_head * self.group + t % self.group]);
             // SAFETY: every unit has its own rows and heads.
             let out = unsafe { self.out.part(at..at + self.spec.head_dim) };
-            unit.tile.finish(self.form, state, t, out);
+            unit.tile.finish(self.form, state, t, sink, out);
         }
     }
 
@@ -208,9 +224,11 @@ impl<'a> Plan<'a> {
         let Some(unit) = self.unit(unit) else { return };
         let Memory { q, scores, part, state } = Memory::split(memory, &unit.tile);
         self.pack(&unit, q);
-        for index in 0..unit.tile.pages() {
-            let view = self.view(&unit, index);
-            if index == 0 {
+        let pages = unit.tile.pages();
+        for index in pages.clone() {
+            let next = (index + 1 < pages.end).then(|| self.values(&unit, index + 1));
+            let view = self.view(&unit, index, next);
+            if index == pages.start {
                 unit.tile.page(self.form, q, &view, scores, state);
             } else {
                 unit.tile.page(self.form, q, &view, scores, part);
@@ -221,9 +239,11 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Pages of few units computed apart: windows of pages, each followed by a fold in page order.
+/// Pages of few units computed apart: windows of pages, each followed by a fold in page order. Pages are counted from
+/// the first that a unit sees.
 struct Apart {
     units: usize,
+    /// Most pages of a unit.
     pages: usize,
     /// Pages of every unit per window.
     window: usize,
@@ -245,44 +265,72 @@ impl Apart {
 
     fn run(&self, pool: &Pool, plan: &Plan, threads: Parts<Grown>, memory: &mut [f32]) {
         let memory = Parts::new(memory);
-        let slot = |i: usize| i * self.slot..(i + 1) * self.slot;
-        let mut first = 0;
-        while first < self.pages {
-            let count = self.window.min(self.pages - first);
-            each_unit(pool, self.units * count, &|thread, task| {
-                let (u, index) = (task / count, first + task % count);
-                let Some(unit) = plan.unit(u).filter(|unit| index < unit.tile.pages()) else { return };
-                // SAFETY: a thread's memory is its own, and every task has its own slot.
-                let (own, part) =
-                    unsafe { (&mut threads.part(thread..thread + 1)[0], memory.part(slot(task))) };
-                let Memory { q, scores, .. } =
-                    Memory::split(own.0.as_deref_mut().unwrap_or_default(), &unit.tile);
-                plan.pack(&unit, q);
-                unit.tile.page(plan.form, q, &plan.view(&unit, index), scores, part);
+        for first in (0..self.pages).step_by(self.window) {
+            let window = first..(first + self.window).min(self.pages);
+            // Neighboring pages stay on one thread, which can ask for the next one ahead.
+            let shares = Shares::new(self.units * window.len(), pool.threads());
+            pool.run(&|thread| {
+                // SAFETY: a thread's memory is its own.
+                let own = unsafe { &mut threads.part(thread..thread + 1)[0] };
+                let own = own.0.as_deref_mut().unwrap_or_default();
+                shares.each(thread, |tasks| self.pages(plan, &window, tasks, own, memory));
             });
-            let fold = |_: usize, u: usize| {
-                let Some(unit) = plan.unit(u) else { return };
-                // SAFETY: the states lie behind the slots of the window; every unit has its own.
-                let state = unsafe { memory.part(slot(self.units * self.window + u)) };
-                for index in first..(first + count).min(unit.tile.pages()) {
-                    // SAFETY: this unit's slots, which no other task touches now.
-                    let part = unsafe { memory.part(slot(u * count + index - first)) };
-                    if index == 0 {
-                        state.copy_from_slice(part);
-                    } else {
-                        unit.tile.fold(plan.form, index, state, part);
-                    }
-                }
-                if first + count >= self.pages {
-                    plan.store(&unit, state);
-                }
-            };
-            if self.units * count * self.slot < ALONE {
+            let fold = |_: usize, u: usize| self.fold(plan, &window, u, memory);
+            if self.units * window.len() * self.slot < ALONE {
                 (0..self.units).for_each(|u| fold(0, u));
             } else {
                 each_unit(pool, self.units, &fold);
             }
-            first += count;
+        }
+    }
+
+    /// Slot `i` of the memory.
+    fn slot(&self, i: usize) -> Range<usize> {
+        i * self.slot..(i + 1) * self.slot
+    }
+
+    /// The unit of a task of a window, and the index of its page in its sequence.
+    fn task<'p>(&self, plan: &Plan<'p>, window: &Range<usize>, task: usize) -> Option<(Unit<'p>, usize)> {
+        let unit = plan.unit(task / window.len())?;
+        let pages = unit.tile.pages();
+        let index = pages.start + window.start + task % window.len();
+        (index < pages.end).then_some((unit, index))
+    }
+
+    /// Computes the pages of some consecutive tasks of a window into their slots.
+    fn pages(
+        &self,
+        plan: &Plan,
+        window: &Range<usize>,
+        tasks: Range<usize>,
+        own: &mut [f32],
+        memory: Parts<f32>,
+    ) {
+        for task in tasks.clone() {
+            let Some((unit, index)) = self.task(plan, window, task) else { continue };
+            let next = (task + 1 < tasks.end).then(|| self.task(plan, window, task + 1)).flatten();
+            let view = plan.view(&unit, index, next.map(|(unit, index)| plan.values(&unit, index)));
+            // SAFETY: every task has its own slot.
+            let part = unsafe { memory.part(self.slot(task)) };
+            let Memory { q, scores, .. } = Memory::split(own, &unit.tile);
+            plan.pack(&unit, q);
+            unit.tile.page(plan.form, q, &view, scores, part);
+        }
+    }
+
+    /// Folds the pages of a window into the state of unit `u`; behind the last window, stores it.
+    fn fold(&self, plan: &Plan, window: &Range<usize>, u: usize, memory: Parts<f32>) {
+        let Some(unit) = plan.unit(u) else { return };
+        // SAFETY: the states lie behind the slots of the window; every unit has its own.
+        let state = unsafe { memory.part(self.slot(self.units * self.window + u)) };
+        for task in u * window.len()..(u + 1) * window.len() {
+            let Some((_, index)) = self.task(plan, window, task) else { break };
+            // SAFETY: this unit's slots, which no other task touches now.
+            let part = unsafe { memory.part(self.slot(task)) };
+            unit.tile.fold(plan.form, index, state, part);
+        }
+        if window.end == self.pages {
+            plan.store(&unit, state);
         }
     }
 }

@@ -1,5 +1,8 @@
 //! A tile of query rows that share a KV head: its memory, its masks, and the choice of kernels.
 
+use std::ops::Range;
+
+use hob_compute::reference::attention::{Scoring, seen, sink_score};
 use hob_compute::{PAGE_POSITIONS, math};
 
 use super::portable;
@@ -17,7 +20,7 @@ impl Form {
     pub fn choose(isa: Isa, head_dim: usize) -> Form {
         match isa {
             Isa::Avx512 if head_dim.is_multiple_of(16) => Form::Avx512,
-            Isa::Avx2 | Isa::Avx512 if head_dim.is_multiple_of(8) => Form::Avx2,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 if head_dim.is_multiple_of(8) => Form::Avx2,
             _ => Form::Portable,
         }
     }
@@ -32,8 +35,10 @@ pub(super) struct Tile {
     pub rows: usize,
     /// Query heads per KV head.
     pub group: usize,
-    /// Positions that the first batch row sees; each following one sees one more.
-    pub visible: usize,
+    /// Position of the first batch row; each following one is at the next.
+    pub position: usize,
+    /// Positions that a row sees, its own included; `None` is all.
+    pub window: Option<usize>,
     pub head_dim: usize,
 }
 
@@ -45,7 +50,7 @@ pub(super) struct View<'a> {
     pub next: Option<&'a [u16]>,
     /// Index of the page in its sequence.
     pub page: usize,
-    pub scale: f32,
+    pub scoring: Scoring,
 }
 
 /// A thread's memory, cut for a tile.
@@ -89,22 +94,33 @@ pub(super) struct Partial<'a> {
 }
 
 impl Tile {
-    /// Positions of page `page` that query row `t` sees, 0..=256.
-    pub fn seen(&self, t: usize, page: usize) -> usize {
-        let visible = self.visible + t / self.group;
-        visible.saturating_sub(page * PAGE_POSITIONS).min(PAGE_POSITIONS)
+    /// Positions of page `page` that query row `t` sees, within 0..256; ascends with `t` at both ends, and is empty at
+    /// 0 before and at 256 behind those that see any.
+    pub fn seen(&self, t: usize, page: usize) -> Range<usize> {
+        let seen = seen(self.position + t / self.group, self.window);
+        let inside = |at: usize| at.saturating_sub(page * PAGE_POSITIONS).min(PAGE_POSITIONS);
+        inside(seen.start)..inside(seen.end)
+    }
+
+    /// The first page that query row `t` sees.
+    fn first_page(&self, t: usize) -> usize {
+        seen(self.position + t / self.group, self.window).start / PAGE_POSITIONS
     }
 
     /// Pages that any row sees.
-    pub fn pages(&self) -> usize {
-        (self.visible + (self.rows - 1) / self.group).div_ceil(PAGE_POSITIONS)
+    pub fn pages(&self) -> Range<usize> {
+        let last = self.position + (self.rows - 1) / self.group;
+        self.first_page(0)..last / PAGE_POSITIONS + 1
+    }
+
+    /// Rows of a chunk.
+    pub fn chunk_rows(&self) -> usize {
+        self.rows.div_ceil(self.rows.div_ceil(ROWS))
     }
 
     /// The rows in chunks `(first, rows)`: as few as registers allow, of equal size but for the last.
     pub fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let rows = self.rows;
-        let step = rows.div_ceil(rows.div_ceil(ROWS));
-        (0..rows).step_by(step).map(move |t| (t, step.min(rows - t)))
+        chunks(self.rows, self.chunk_rows())
     }
 
     /// Packs queries so that the kernels read them in order: for every chunk `[head_dim, rows of the chunk]`.
@@ -144,34 +160,55 @@ impl Tile {
         portable::page(self, q, view, scores, part);
     }
 
-    /// Adds page `page`, computed in `part`, to `state`.
+    /// Adds page `page`, computed in `part`, to `state`; a row's first page becomes its state.
     pub fn fold(&self, form: Form, page: usize, state: &mut [f32], part: &mut [f32]) {
         let (state, part) = (self.partial(state), self.partial(part));
         for t in 0..self.rows {
-            if self.seen(t, page) == 0 {
+            if self.seen(t, page).is_empty() {
+                continue;
+            }
+            let span = t * self.head_dim..(t + 1) * self.head_dim;
+            let (sum, acc) = (&mut state.sum[t..t + 1], &mut state.acc[span.clone()]);
+            if page == self.first_page(t) {
+                (state.max[t], sum[0]) = (part.max[t], part.sum[t]);
+                acc.copy_from_slice(&part.acc[span]);
                 continue;
             }
             let m = state.max[t].max(part.max[t]);
-            let (a, b) = (exp(form, state.max[t] - m), exp(form, part.max[t] - m));
+            let (a, b) = (exp2(form, state.max[t] - m), exp2(form, part.max[t] - m));
             state.max[t] = m;
-            let span = t * self.head_dim..(t + 1) * self.head_dim;
-            let (sum, acc) = (&mut state.sum[t..t + 1], &mut state.acc[span.clone()]);
             blend(form, sum, a, &part.sum[t..t + 1], b);
             blend(form, acc, a, &part.acc[span], b);
         }
     }
 
-    /// `out = acc / sum` of query row `t`.
-    pub fn finish(&self, form: Form, state: &[f32], t: usize, out: &mut [f32]) {
-        let _ = form;
-        let sum = state[self.rows + t];
+    /// `out = acc / sum` of query row `t`, after its head's sink joined.
+    pub fn finish(&self, form: Form, state: &[f32], t: usize, sink: Option<f32>, out: &mut [f32]) {
+        let (max, mut sum) = (state[t], state[self.rows + t]);
         let acc = &state[2 * self.rows + t * self.head_dim..][..self.head_dim];
-        out.iter_mut().zip(acc).for_each(|(o, a)| *o = a / sum);
+        let Some(logit) = sink else {
+            return out.iter_mut().zip(acc).for_each(|(o, a)| *o = a / sum);
+        };
+        let score = sink_score(logit);
+        let m = max.max(score);
+        let a = exp2(form, max - m);
+        blend(form, std::slice::from_mut(&mut sum), a, &[1.0], exp2(form, score - m));
+        out.iter_mut().zip(acc).for_each(|(o, x)| *o = x * a / sum);
     }
 }
 
-/// `math::exp`, which is exactly 1 at 0: what one of every two pages asks for.
-fn exp(form: Form, x: f32) -> f32 {
+/// `rows` rows in chunks `(first, rows)` of `step`; the last may be smaller. No division: kernels wait for this.
+pub(super) fn chunks(rows: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let n = step.min(rows - first);
+        first += n;
+        (n > 0).then_some((first - n, n))
+    })
+}
+
+/// `math::exp2`, which is exactly 1 at 0: what one of every two pages asks for.
+fn exp2(form: Form, x: f32) -> f32 {
     if x == 0.0 {
         return 1.0;
     }
@@ -179,10 +216,10 @@ fn exp(form: Form, x: f32) -> f32 {
     if form != Form::Portable {
         use std::arch::x86_64::{_mm256_cvtss_f32, _mm256_set1_ps};
         // SAFETY: a vector form implies AVX2 and FMA.
-        return unsafe { _mm256_cvtss_f32(crate::verb::lanes::exp8(_mm256_set1_ps(x))) };
+        return unsafe { _mm256_cvtss_f32(crate::verb::lanes::exp2_8(_mm256_set1_ps(x))) };
     }
     let _ = form;
-    math::exp(x)
+    math::exp2(x)
 }
 
 /// `x = fma(x, a, y * b)`

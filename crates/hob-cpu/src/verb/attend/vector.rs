@@ -1,36 +1,54 @@
 //! The walk of the vector kernels over one page: scores of all blocks, softmax, weighted V of all blocks.
 //!
-//! It knows where blocks lie and which rows see which positions; the register tiles are the kernels' own. A block of K
-//! or V stays in the L1 cache while all rows of the tile pass over it, f16 as it is: converting costs the kernels
-//! almost nothing. A position that a row does not see never enters its sums: register tiles stop at the last position
-//! that all their rows see, and the few beyond it are added row by row.
+//! It knows where blocks lie and which rows see which positions; the register tiles are the kernels' own, and so is
+//! what a value of K or V is (f16 today): converting costs the kernels almost nothing, so a block stays in the L1 cache
+//! as it is while all rows of the tile pass over it. A position that a row does not see never enters its sums: register
+//! tiles take the positions that all their rows see, and the few before and behind them are added row by row.
+
+use std::ops::Range;
 
 use hob_compute::{BLOCK_POSITIONS, PAGE_POSITIONS};
 
 pub(super) use super::avx2::Avx2;
 pub(super) use super::avx512::Avx512;
-use super::tile::{Partial, Tile, View};
+use super::tile::{Partial, Tile, View, chunks};
 
 /// A block of f16 values: `[rows, step]`.
 #[derive(Copy, Clone)]
 pub(super) struct Source {
     pub ptr: *const u16,
     pub step: usize,
-    /// Bytes from any value to one that is needed soon and should be prefetched now; blocks are too short for the
-    /// hardware to foresee the next one.
-    pub ahead: Option<isize>,
+    pub ahead: Option<Ahead>,
 }
 
-impl Source {
-    /// The values of a block, followed by `next`, a block of the same size.
-    fn new(values: &[u16], step: usize, next: Option<&[u16]>) -> Source {
-        let ptr = values.as_ptr();
-        Source { ptr, step, ahead: next.map(|n| (n.as_ptr() as isize).wrapping_sub(ptr as isize)) }
+/// What to ask for ahead: every round of a kernel, one row of one tile, prefetches at `at` and moves it by `step` bytes.
+#[derive(Copy, Clone)]
+pub(super) struct Ahead {
+    pub at: *const i8,
+    pub step: usize,
+}
+
+impl Ahead {
+    /// Asks for nothing that matters.
+    pub const NONE: Ahead = Ahead { at: std::ptr::null(), step: 0 };
+}
+
+/// Spreads the prefetch of the next block evenly over all rounds of the kernels on this one: blocks are too short for
+/// the hardware to foresee the next one, and a core has too few miss buffers to ask for all of it in one burst.
+struct Fetch(Option<Ahead>);
+
+impl Fetch {
+    fn new(next: Option<&[u16]>, step: usize) -> Fetch {
+        Fetch(next.map(|next| Ahead { at: next.as_ptr().cast(), step }))
     }
 
-    /// Without the first `values`.
-    fn skip(self, values: usize) -> Source {
-        Source { ptr: self.ptr.wrapping_add(values), ..self }
+    /// The part of the next `rounds` rounds.
+    fn take(&mut self, rounds: usize) -> Option<Ahead> {
+        let now = self.0;
+        if let Some(ahead) = &mut self.0 {
+            ahead.at = ahead.at.wrapping_add(rounds * ahead.step);
+        }
+        now
     }
 }
 
@@ -42,7 +60,8 @@ pub(super) struct ScoreArgs {
     /// Queries: `[dims, rows]`.
     pub q: *const f32,
     pub dims: usize,
-    pub scale: f32,
+    /// What a product is multiplied by before it is stored.
+    pub factor: f32,
     /// Row `r` at `out + 256 * r`; tiles lie side by side.
     pub out: *mut f32,
 }
@@ -65,18 +84,24 @@ pub(super) trait Kernels {
     /// f32 values of a register.
     const LANES: usize;
 
-    /// Vectors per row that `rows` rows leave registers for; a power of two of at most a block.
+    /// Most vectors of a register tile of `rows` rows; a power of two of at most a block.
     fn vectors(rows: usize) -> usize;
 
     /// # Safety
-    /// Needs the ISA; 1..=6 rows and at most `vectors(rows)` vectors of operands as in [`ScoreArgs`].
+    /// Needs the ISA; 1..=6 rows, a power of two of at most `vectors(rows)` vectors, and operands as in [`ScoreArgs`].
     unsafe fn scores(rows: usize, vectors: usize, args: &ScoreArgs);
 
     /// # Safety
-    /// Needs the ISA; 1..=6 rows and at most `vectors(rows)` vectors of operands as in [`WeighArgs`].
+    /// Needs the ISA; 1..=6 rows, a power of two of at most `vectors(rows)` vectors, and operands as in [`WeighArgs`].
     unsafe fn weigh(rows: usize, vectors: usize, args: &WeighArgs);
 
-    /// Replaces scores by `exp(score - max)`; gives the maximum and the sum.
+    /// Replaces every score by `tanh(score) * cap`.
+    ///
+    /// # Safety
+    /// Needs the ISA.
+    unsafe fn cap(scores: &mut [f32], cap: f32);
+
+    /// Replaces scores by `exp2(score - max)`; gives the maximum and the sum.
     ///
     /// # Safety
     /// Needs the ISA.
@@ -97,15 +122,31 @@ pub(super) unsafe fn page<K: Kernels>(
     let size = tile.rows * tile.head_dim;
     assert!(q.len() >= size && part.acc.len() >= size && scores.len() >= tile.rows * PAGE_POSITIONS);
     assert!(view.kv.len() >= 2 * PAGE_POSITIONS * tile.head_dim && tile.head_dim.is_multiple_of(K::LANES));
-    let walk = Walk { tile, q, view, full: tile.seen(0, view.page) == PAGE_POSITIONS };
+    let (first, last) = (tile.seen(0, view.page), tile.seen(tile.rows - 1, view.page));
+    let full = first.end == PAGE_POSITIONS && last.start == 0;
+    let rows = tile.chunk_rows();
+    let rest = tile.rows - tile.chunks().last().map_or(0, |(first, _)| first);
+    let cuts = |values: usize| [cut::<K>(rows, values), cut::<K>(rest, values)];
+    let (k, v) = (cuts(BLOCK_POSITIONS), cuts(tile.head_dim));
+    let span = first.start..last.end;
+    let mut walk = Walk { tile, q, view, full, span, rows, k, v, ahead: [0; 2] };
+    let bytes = 2 * BLOCK_POSITIONS * tile.head_dim;
+    walk.ahead = [
+        bytes.div_ceil(walk.tiles(&walk.k) * tile.head_dim),
+        bytes.div_ceil(walk.tiles(&walk.v) * BLOCK_POSITIONS),
+    ];
     // SAFETY: the ISA is the caller's word and the sizes were just checked.
     unsafe {
         walk.scores::<K>(scores);
         for t in 0..tile.rows {
-            let row = &mut scores[t * PAGE_POSITIONS..][..walk.most(t, 1)];
-            if !row.is_empty() {
-                (part.max[t], part.sum[t]) = K::softmax(row);
+            let row = &mut scores[t * PAGE_POSITIONS..][walk.seen(t)];
+            if row.is_empty() {
+                continue;
             }
+            if let Some(cap) = view.scoring.cap {
+                K::cap(row, cap);
+            }
+            (part.max[t], part.sum[t]) = K::softmax(row);
         }
         part.acc[..size].fill(0.0);
         walk.weigh::<K>(scores, part.acc);
@@ -118,20 +159,43 @@ struct Walk<'a> {
     view: &'a View<'a>,
     /// All rows see all positions.
     full: bool,
+    /// Positions that any row sees.
+    span: Range<usize>,
+    /// Rows of a chunk.
+    rows: usize,
+    /// A row of K, cut for a chunk and for the last chunk, which may be smaller. Known before the walk: whatever stands
+    /// between two kernels is time in which nothing is multiplied.
+    k: [Cut; 2],
+    /// The same of a row of V.
+    v: [Cut; 2],
+    /// Bytes of the next block to ask for in every round on K, and on V.
+    ahead: [usize; 2],
 }
 
 impl Walk<'_> {
-    /// Positions seen by any of the rows `first..first + rows`, which ascend.
-    fn most(&self, first: usize, rows: usize) -> usize {
-        if self.full { PAGE_POSITIONS } else { self.tile.seen(first + rows - 1, self.view.page) }
+    /// Positions that row `t` sees.
+    fn seen(&self, t: usize) -> Range<usize> {
+        if self.full { 0..PAGE_POSITIONS } else { self.tile.seen(t, self.view.page) }
+    }
+
+    /// Positions between the first and the last that any of the rows `first..first + rows` sees.
+    fn most(&self, first: usize, rows: usize) -> Range<usize> {
+        if self.full { 0..PAGE_POSITIONS } else { self.seen(first).start..self.seen(first + rows - 1).end }
     }
 
     /// Positions seen by all of those rows that see any.
-    fn common(&self, first: usize, rows: usize) -> usize {
+    fn common(&self, first: usize, rows: usize) -> Range<usize> {
         if self.full {
-            return PAGE_POSITIONS;
+            return 0..PAGE_POSITIONS;
         }
-        (first..first + rows).map(|t| self.tile.seen(t, self.view.page)).find(|&n| n > 0).unwrap_or(0)
+        let mut seen = (first..first + rows).map(|t| self.seen(t)).filter(|s| !s.is_empty());
+        let Some(one) = seen.next() else { return 0..0 };
+        seen.next_back().map_or(one.start, |last| last.start)..one.end
+    }
+
+    /// Blocks that hold any visible position.
+    fn blocks(&self) -> Range<usize> {
+        self.span.start / BLOCK_POSITIONS..self.span.end.div_ceil(BLOCK_POSITIONS)
     }
 
     fn k(&self, block: usize) -> &[u16] {
@@ -144,84 +208,149 @@ impl Walk<'_> {
         &self.view.kv[(2 * block + 1) * size..][..size]
     }
 
-    unsafe fn scores<K: Kernels>(&self, scores: &mut [f32]) {
-        let dim = self.tile.head_dim;
-        let most = self.most(0, self.tile.rows);
-        let blocks = most.div_ceil(BLOCK_POSITIONS);
-        for block in 0..blocks {
-            let (k, start) = (self.k(block), block * BLOCK_POSITIONS);
-            let next = if block + 1 < blocks { self.k(block + 1) } else { self.v(0) };
-            for (t, n) in self.tile.chunks() {
-                let vectors = K::vectors(n);
-                let seen = self.most(t, n).saturating_sub(start).min(BLOCK_POSITIONS);
-                let args = ScoreArgs {
-                    // One chunk asks for the next block; it is there when the last one is done with this.
-                    k: Source::new(k, BLOCK_POSITIONS, Some(next).filter(|_| t == 0)),
-                    tiles: seen.div_ceil(vectors * K::LANES),
-                    q: self.q[t * dim..].as_ptr(),
-                    dims: dim,
-                    scale: self.view.scale,
-                    out: scores[t * PAGE_POSITIONS + start..].as_mut_ptr(),
-                };
-                // SAFETY: tiles divide a block, so K and the scores of n rows lie inside the slices.
-                unsafe { K::scores(n, vectors, &args) };
-            }
-        }
+    /// The first block of the page after this one.
+    fn next(&self) -> Option<&[u16]> {
+        self.view.next.map(|kv| &kv[..BLOCK_POSITIONS * self.tile.head_dim])
     }
 
-    unsafe fn weigh<K: Kernels>(&self, scores: &[f32], acc: &mut [f32]) {
+    /// The rows in chunks.
+    fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        chunks(self.tile.rows, self.rows)
+    }
+
+    /// The cut for a chunk of `rows` rows.
+    fn cut<'c>(&self, cuts: &'c [Cut; 2], rows: usize) -> &'c Cut {
+        &cuts[usize::from(rows != self.rows)]
+    }
+
+    /// Register tiles of all chunks over a row that is cut so.
+    fn tiles(&self, cuts: &[Cut; 2]) -> usize {
+        self.chunks().map(|(_, n)| self.cut(cuts, n).runs().iter().map(|r| r.tiles).sum::<usize>()).sum()
+    }
+
+    unsafe fn scores<K: Kernels>(&self, scores: &mut [f32]) {
         let dim = self.tile.head_dim;
-        let blocks = self.most(0, self.tile.rows).div_ceil(BLOCK_POSITIONS);
-        for block in 0..blocks {
-            let next = if block + 1 < blocks { Some(self.v(block + 1)) } else { self.view.next };
-            for (t, n) in self.tile.chunks() {
-                let v = Source::new(self.v(block), dim, next.filter(|_| t == 0));
-                for run in runs::<K>(K::vectors(n), dim) {
-                    let chunk = Chunk { at: block * BLOCK_POSITIONS, first: t, rows: n };
-                    // SAFETY: the run lies inside a row of V and of `acc`.
-                    unsafe { self.weigh_chunk::<K>(chunk, run, v, scores, acc) };
+        let blocks = self.blocks();
+        for block in blocks.clone() {
+            let (k, start) = (self.k(block), block * BLOCK_POSITIONS);
+            let next = if block + 1 < blocks.end { self.k(block + 1) } else { self.v(blocks.start) };
+            let mut fetch = Fetch::new(Some(next), self.ahead[0]);
+            for (t, n) in self.chunks() {
+                let most = inside(self.most(t, n), start);
+                for &run in self.cut(&self.k, n).runs() {
+                    let run = if self.full { run } else { run.within::<K>(&most) };
+                    let args = ScoreArgs {
+                        k: Source {
+                            ptr: k[run.at..].as_ptr(),
+                            step: BLOCK_POSITIONS,
+                            ahead: fetch.take(run.tiles * dim),
+                        },
+                        tiles: run.tiles,
+                        q: self.q[t * dim..].as_ptr(),
+                        dims: dim,
+                        factor: self.view.scoring.factor,
+                        out: scores[t * PAGE_POSITIONS + start + run.at..].as_mut_ptr(),
+                    };
+                    // SAFETY: the run lies inside a block, so K and the scores of n rows lie inside the slices.
+                    unsafe { K::scores(n, run.vectors, &args) };
                 }
             }
         }
     }
 
-    /// Adds the block's positions to some dimensions of a chunk of rows: together up to the last position that all of
-    /// them see, then row by row.
-    unsafe fn weigh_chunk<K: Kernels>(
-        &self,
-        chunk: Chunk,
-        run: Run,
-        v: Source,
-        scores: &[f32],
-        acc: &mut [f32],
-    ) {
-        let Chunk { at, first, rows } = chunk;
-        let dim = self.tile.head_dim;
-        let inside = |seen: usize| seen.saturating_sub(at).min(BLOCK_POSITIONS);
-        let common = inside(self.common(first, rows));
-        let args = |row: usize, from: usize, positions: usize, acc: &mut [f32]| WeighArgs {
-            v: v.skip(from * dim + run.dim),
-            tiles: run.tiles,
-            p: scores[row * PAGE_POSITIONS + at + from..].as_ptr(),
-            positions,
-            acc: acc[row * dim + run.dim..].as_mut_ptr(),
-            acc_step: dim,
-        };
-        if common > 0 {
-            // SAFETY: the caller's operands, of `rows` rows.
-            unsafe { K::weigh(rows, run.vectors, &args(first, 0, common, acc)) };
-        }
-        if inside(self.most(first, rows)) == common {
-            return;
-        }
-        for row in first..first + rows {
-            let seen = inside(self.tile.seen(row, self.view.page));
-            if seen > common {
-                // SAFETY: as above, one row.
-                unsafe { K::weigh(1, run.vectors, &args(row, common, seen - common, acc)) };
+    unsafe fn weigh<K: Kernels>(&self, scores: &[f32], acc: &mut [f32]) {
+        let blocks = self.blocks();
+        for block in blocks.clone() {
+            let next = if block + 1 < blocks.end { Some(self.v(block + 1)) } else { self.next() };
+            let mut fetch = Fetch::new(next, self.ahead[1]);
+            for (t, n) in self.chunks() {
+                let v = Values { values: self.v(block), fetch: &mut fetch };
+                let chunk = Chunk { at: block * BLOCK_POSITIONS, first: t, rows: n };
+                // SAFETY: the caller's word.
+                unsafe { self.weigh_chunk::<K>(chunk, v, scores, acc) };
             }
         }
     }
+
+    /// Adds the block's positions to a chunk of rows: those that all of them see together, the others row by row.
+    unsafe fn weigh_chunk<K: Kernels>(&self, chunk: Chunk, v: Values, scores: &[f32], acc: &mut [f32]) {
+        let Chunk { at, first, rows } = chunk;
+        let common = inside(self.common(first, rows), at);
+        let most = inside(self.most(first, rows), at);
+        let Values { values: v, fetch } = v;
+        let mut none = Fetch(None);
+        let mut alone = |side: &dyn Fn(Range<usize>) -> Range<usize>, acc: &mut [f32]| {
+            for first in first..first + rows {
+                let chunk = Chunk { at, first, rows: 1 };
+                let positions = side(inside(self.seen(first), at));
+                let v = Values { values: v, fetch: &mut none };
+                // SAFETY: the caller's word.
+                unsafe { self.weigh_rows::<K>(chunk, positions, v, scores, acc) };
+            }
+        };
+        if common.is_empty() {
+            return alone(&|seen| seen, acc);
+        }
+        if most.start < common.start {
+            alone(&|seen| seen.start..seen.end.min(common.start), acc);
+        }
+        // SAFETY: the caller's word.
+        unsafe { self.weigh_rows::<K>(chunk, common.clone(), Values { values: v, fetch }, scores, acc) };
+        if most.end > common.end {
+            alone(&|seen| seen.start.max(common.end)..seen.end, acc);
+        }
+    }
+
+    /// Adds some positions of the chunk's block to all of its rows.
+    unsafe fn weigh_rows<K: Kernels>(
+        &self,
+        chunk: Chunk,
+        positions: Range<usize>,
+        v: Values,
+        scores: &[f32],
+        acc: &mut [f32],
+    ) {
+        if positions.is_empty() {
+            return;
+        }
+        let Chunk { at, first, rows } = chunk;
+        let dim = self.tile.head_dim;
+        let single;
+        let cut = if rows == self.rows || (rows > 1 && first + rows == self.tile.rows) {
+            self.cut(&self.v, rows)
+        } else {
+            single = cut::<K>(rows, dim);
+            &single
+        };
+        for run in cut.runs() {
+            let args = WeighArgs {
+                v: Source {
+                    ptr: v.values[positions.start * dim + run.at..].as_ptr(),
+                    step: dim,
+                    ahead: v.fetch.take(run.tiles * positions.len()),
+                },
+                tiles: run.tiles,
+                p: scores[first * PAGE_POSITIONS + at + positions.start..].as_ptr(),
+                positions: positions.len(),
+                acc: acc[first * dim + run.at..].as_mut_ptr(),
+                acc_step: dim,
+            };
+            // SAFETY: the run lies inside a row of V and of `acc`, the positions inside the block.
+            unsafe { K::weigh(rows, run.vectors, &args) };
+        }
+    }
+}
+
+/// V of a block, and what to ask for meanwhile.
+struct Values<'a> {
+    values: &'a [u16],
+    fetch: &'a mut Fetch,
+}
+
+/// What `range` has of the block at `at`, counted from there.
+fn inside(range: Range<usize>, at: usize) -> Range<usize> {
+    let to = |x: usize| x.saturating_sub(at).min(BLOCK_POSITIONS);
+    to(range.start)..to(range.end)
 }
 
 /// Rows `first..first + rows` and the block of positions from `at` on.
@@ -232,24 +361,85 @@ struct Chunk {
     rows: usize,
 }
 
-/// Dimensions from `dim` on: `tiles` register tiles of `vectors` vectors.
-#[derive(Copy, Clone)]
+/// Values from `at` on: `tiles` register tiles of `vectors` vectors.
+#[derive(Copy, Clone, Debug, Default, PartialEq)]
 struct Run {
-    dim: usize,
+    at: usize,
     vectors: usize,
     tiles: usize,
 }
 
-/// Cuts `dims` dimensions into register tiles: as many of `most` vectors as fit, then ever smaller ones.
-fn runs<K: Kernels>(most: usize, dims: usize) -> impl Iterator<Item = Run> {
-    let (mut dim, mut vectors) = (0, most);
-    std::iter::from_fn(move || {
-        while vectors > 1 && vectors * K::LANES > dims - dim {
-            vectors /= 2;
+impl Run {
+    /// Only the tiles that have any value of `range`.
+    fn within<K: Kernels>(self, range: &Range<usize>) -> Run {
+        let width = self.vectors * K::LANES;
+        let first = (range.start.saturating_sub(self.at) / width).min(self.tiles);
+        let end = range.end.saturating_sub(self.at).div_ceil(width).min(self.tiles);
+        Run { at: self.at + first * width, tiles: end.saturating_sub(first), ..self }
+    }
+}
+
+/// A row of values cut into register tiles: one run of each width.
+struct Cut {
+    runs: [Run; 4],
+    len: usize,
+}
+
+impl Cut {
+    fn runs(&self) -> &[Run] {
+        &self.runs[..self.len]
+    }
+}
+
+/// Cuts `values` values, whole vectors, into register tiles of `rows` rows, widest first.
+fn cut<K: Kernels>(rows: usize, values: usize) -> Cut {
+    let mut cut = Cut { runs: [Run::default(); 4], len: 0 };
+    let (mut at, mut vectors) = (0, K::vectors(rows));
+    while vectors > 0 && at < values {
+        let tiles = ((values - at) / K::LANES) >> vectors.ilog2();
+        if tiles > 0 {
+            cut.runs[cut.len] = Run { at, vectors, tiles };
+            cut.len += 1;
+            at += tiles * vectors * K::LANES;
         }
-        let tiles = (dims - dim) / (vectors * K::LANES);
-        let run = Run { dim, vectors, tiles };
-        dim += tiles * vectors * K::LANES;
-        (tiles > 0).then_some(run)
-    })
+        vectors /= 2;
+    }
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn covers<K: Kernels>() {
+        for rows in 1..=6 {
+            for values in (0..80).map(|n| n * K::LANES) {
+                let cut = cut::<K>(rows, values);
+                let mut at = 0;
+                for run in cut.runs() {
+                    assert_eq!(run.at, at);
+                    assert!(run.tiles > 0 && run.vectors <= K::vectors(rows));
+                    at += run.tiles * run.vectors * K::LANES;
+                }
+                assert_eq!(at, values, "{rows} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn cuts_cover_every_value_once() {
+        covers::<Avx2>();
+        covers::<Avx512>();
+    }
+
+    #[test]
+    fn a_run_within_a_range_keeps_the_tiles_that_touch_it() {
+        let run = Run { at: 16, vectors: 2, tiles: 3 };
+        for (range, first, tiles) in
+            [(0..16, 0, 0), (0..17, 0, 1), (31..33, 0, 2), (32..64, 1, 2), (63..64, 2, 1), (64..64, 3, 0)]
+        {
+            let found = run.within::<Avx2>(&range);
+            assert_eq!(found, Run { at: 16 + 16 * first, tiles, ..run }, "{range:?}");
+        }
+    }
 }

@@ -1,0 +1,173 @@
+//! The checks of `route`, `experts` and `short_conv`.
+
+use super::{Shape, need, need_rows, need_width};
+use crate::{ComputeError, Experts, Result, Route, Routing, ShortConv, WeightKind, WeightSpec};
+
+/// Largest number of experts: their ids stay exact in f32 and their tables small.
+pub const MAX_EXPERTS: usize = 1 << 16;
+
+/// # Errors
+/// Rows that do not match, or a rule that the experts cannot satisfy.
+pub fn route(args: &Route, logits: Shape, bias: Option<usize>, out: Shape) -> Result<()> {
+    need_rows("route", "logits", args.rows, logits)?;
+    need_rows("route", "an output", args.rows, out)?;
+    need_width("route", "an output", args.rule.top_k.saturating_mul(2), out)?;
+    if let Some(bias) = bias {
+        need_width("route", "a bias", logits.width, Shape { rows: 1, width: bias })?;
+    }
+    need(args.logits != args.out, "route", || "an output other than the logits".into(), || "both".into())?;
+    rule(&args.rule, logits.width)
+}
+
+/// Whether `experts` experts can satisfy a rule.
+///
+/// # Errors
+/// A number of experts or groups that does not fit.
+pub fn rule(rule: &Routing, experts: usize) -> Result<()> {
+    let most = rule.groups.map_or(experts, |g| experts.checked_div(g.count).unwrap_or(0) * g.top);
+    need(
+        (1..=MAX_EXPERTS).contains(&experts) && (1..=most).contains(&rule.top_k),
+        "route",
+        || format!("1..={most} of 1..={MAX_EXPERTS} experts per row"),
+        || format!("{} of {experts}", rule.top_k),
+    )?;
+    let Some(groups) = rule.groups else { return Ok(()) };
+    need(
+        groups.count > 0 && experts.is_multiple_of(groups.count) && (1..=groups.count).contains(&groups.top),
+        "route",
+        || format!("groups of equal size of {experts} experts, some of which stay"),
+        || format!("{} of {} groups", groups.top, groups.count),
+    )
+}
+
+/// Shapes of the weights of an `experts`, each `[count * rows, cols]`.
+#[derive(Copy, Clone, Debug)]
+pub struct ExpertShapes {
+    pub count: usize,
+    pub gate: Shape,
+    pub up: Shape,
+    pub down: Shape,
+}
+
+/// The number of experts and the shape of one of them.
+///
+/// # Errors
+/// A weight that was not loaded as experts.
+pub fn expert_weight(spec: &WeightSpec) -> Result<(usize, Shape)> {
+    match spec.kind {
+        WeightKind::Experts { count } => Ok((count, Shape { rows: spec.rows / count, width: spec.cols })),
+        other => Err(ComputeError::shape(
+            "experts",
+            "a weight loaded as experts",
+            format!("'{}', a {other:?}", spec.name),
+        )),
+    }
+}
+
+/// # Errors
+/// Weights of different numbers of experts.
+pub fn expert_weights([gate, up, down]: [&WeightSpec; 3]) -> Result<ExpertShapes> {
+    let [(count, gate), (other, up), (third, down)] =
+        [expert_weight(gate)?, expert_weight(up)?, expert_weight(down)?];
+    need(
+        count == other && count == third,
+        "experts",
+        || format!("{count} experts in gate, up and down"),
+        || format!("{other} and {third}"),
+    )?;
+    Ok(ExpertShapes { count, gate, up, down })
+}
+
+/// Shapes of the buffers of an `experts`.
+#[derive(Copy, Clone, Debug)]
+pub struct ExpertBufs {
+    pub x: Shape,
+    pub routes: Shape,
+    pub hidden: Shape,
+    pub out: Shape,
+}
+
+/// # Errors
+/// Rows or widths that do not meet, or a buffer in two roles.
+pub fn experts(args: &Experts, weights: &ExpertShapes, bufs: &ExpertBufs) -> Result<()> {
+    const VERB: &str = "experts";
+    let ExpertShapes { count, gate, up, down } = *weights;
+    need(gate == up, VERB, || format!("gate and up of one shape, {gate:?}"), || format!("{up:?}"))?;
+    need(
+        down.width == gate.rows,
+        VERB,
+        || format!("down of {} columns, as gate has rows", gate.rows),
+        || format!("{}", down.width),
+    )?;
+    need(
+        (1..=count).contains(&args.top_k),
+        VERB,
+        || format!("1..={count} experts per row"),
+        || args.top_k.to_string(),
+    )?;
+    need_rows(VERB, "an input", args.rows, bufs.x)?;
+    need_width(VERB, "an input", gate.width, bufs.x)?;
+    need_rows(VERB, "routes", args.rows, bufs.routes)?;
+    need_width(VERB, "routes", args.top_k.saturating_mul(2), bufs.routes)?;
+    need_rows(VERB, "a hidden buffer", args.rows.saturating_mul(args.top_k), bufs.hidden)?;
+    need_width(VERB, "a hidden buffer", gate.rows, bufs.hidden)?;
+    need_rows(VERB, "an output", args.rows, bufs.out)?;
+    need_width(VERB, "an output", down.rows, bufs.out)?;
+    let all = [args.x, args.routes, args.hidden, args.out];
+    let twice = (1..all.len()).any(|i| all[..i].contains(&all[i]));
+    need(!twice, VERB, || "four different buffers".into(), || "one buffer in two roles".into())
+}
+
+/// The expert that a float of a route names.
+///
+/// # Errors
+/// No whole number, or one that is too large.
+pub fn expert_id(id: f32, count: usize) -> Result<usize> {
+    let at = id as usize;
+    need(
+        at < count && at as f32 == id,
+        "experts",
+        || format!("routes to experts below {count}"),
+        || id.to_string(),
+    )?;
+    Ok(at)
+}
+
+/// Gives the number of taps. `taps` is the length of the weight vector.
+///
+/// # Errors
+/// Widths that do not meet, rows outside the batch or out of order, a slot that the state does not have.
+pub fn short_conv(args: &ShortConv, bcu: Shape, taps: usize, state: Shape, out: Shape) -> Result<usize> {
+    const VERB: &str = "short_conv";
+    let dim = out.width;
+    let count = taps / dim;
+    need(
+        taps.is_multiple_of(dim) && count >= 2,
+        VERB,
+        || format!("at least 2 taps for each of {dim} channels"),
+        || format!("{taps} in total"),
+    )?;
+    need_width(VERB, "an input", dim.saturating_mul(3), bcu)?;
+    need_width(VERB, "a state", taps - dim, state)?;
+    let all = [args.bcu, args.state, args.out];
+    let twice = (1..all.len()).any(|i| all[..i].contains(&all[i]));
+    need(!twice, VERB, || "three different buffers".into(), || "one buffer in two roles".into())?;
+    let (rows, mut next) = (bcu.rows.min(out.rows), 0usize);
+    for seq in args.seqs {
+        let end = seq.row.saturating_add(seq.rows);
+        need(
+            seq.row >= next && end <= rows,
+            VERB,
+            || format!("sequences in ascending rows without overlap, between {next} and {rows}"),
+            || format!("rows {}..{end}", seq.row),
+        )?;
+        next = end;
+        need(
+            seq.slot < state.rows,
+            VERB,
+            || format!("a slot below {}", state.rows),
+            || seq.slot.to_string(),
+        )?;
+    }
+    Ok(count)
+}

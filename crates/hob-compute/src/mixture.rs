@@ -1,0 +1,120 @@
+//! Argument structs of the verbs behind mixtures of experts and short convolutions.
+//!
+//! They know shapes and rules; how experts are walked and where state lies is the device's.
+
+use crate::{Activation, Buf, Weight};
+
+/// How a router's logits become probabilities.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// Over all experts: qwen3moe, DeepSeek V2.
+    Softmax,
+    /// Each on its own: DeepSeek V3, glm4moe, lfm2moe.
+    Sigmoid,
+    /// Selection by logit, then softmax over the selected ones: gpt-oss.
+    SoftmaxSelected,
+    /// `sqrt(ln(1 + exp(z)))`: DeepSeek V4.
+    SqrtSoftplus,
+}
+
+/// What ranks a group of experts.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum GroupScore {
+    /// Its best expert: DeepSeek V2.
+    Best,
+    /// The sum of its two best: DeepSeek V3.
+    BestTwo,
+}
+
+/// Only experts of the best groups may be selected.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups of equal size; divides the number of experts.
+    pub count: usize,
+    /// Groups that stay.
+    pub top: usize,
+    pub score: GroupScore,
+}
+
+/// The rule of a router.
+#[derive(Copy, Clone, Debug, PartialEq)]
+pub struct Routing {
+    /// Experts per row.
+    pub top_k: usize,
+    pub gating: Gating,
+    /// `Some(eps)`: weights are divided by `sum + eps` of the selected ones.
+    pub normalize: Option<f32>,
+    /// Multiplies the weights in the end.
+    pub scale: f32,
+    pub groups: Option<Groups>,
+}
+
+/// Chooses experts for every row. `out[r]` is `top_k` expert ids (ascending, exact small floats), then their weights.
+///
+/// Selection is by probability plus `bias`, the weights are without it; equal ranks go to the lowest id. A logit that
+/// is NaN ranks last and, if selected all the same, has a NaN weight.
+pub struct Route {
+    /// `[>= rows, experts]`
+    pub logits: Buf,
+    pub rows: usize,
+    pub rule: Routing,
+    /// `[1, experts]`
+    pub bias: Option<Weight>,
+    /// `[>= rows, 2 * top_k]`
+    pub out: Buf,
+}
+
+/// `out[r] (+)= sum of w * down_e(activation(gate_e x[r]) * up_e x[r])` over the experts e of row r, ascending.
+///
+/// Numerics: every product is that of `linear`; the terms of a row are added to `out` (or to 0) one after the other,
+/// `out = out + w * y`, so that neither batch nor threads change a bit.
+pub struct Experts {
+    /// `[>= rows, dim]`
+    pub x: Buf,
+    pub rows: usize,
+    /// What [`Route`] wrote, `[>= rows, 2 * top_k]`.
+    pub routes: Buf,
+    pub top_k: usize,
+    /// [`crate::WeightKind::Experts`], `[count * ff, dim]`.
+    pub gate: Weight,
+    /// Like `gate`.
+    pub up: Weight,
+    /// `[count * dim, ff]`
+    pub down: Weight,
+    pub activation: Activation,
+    /// `[>= rows * top_k, ff]`, contents unspecified afterwards.
+    pub hidden: Buf,
+    /// `[>= rows, dim]`; none of the other buffers.
+    pub out: Buf,
+    /// Whether `out` is added to (the residual stream) or overwritten.
+    pub add: bool,
+}
+
+/// Consecutive rows of a batch that belong to one sequence, with the row of the state buffers that is the sequence's.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct SlotRows {
+    /// First batch row.
+    pub row: usize,
+    pub rows: usize,
+    /// Position of the first row. State of positions before 0 counts as zero, whatever the slot holds: a slot that
+    /// starts at position 0 needs no clearing.
+    pub position: usize,
+    /// Row of the state buffer.
+    pub slot: usize,
+}
+
+/// The gated short convolution of LFM2: rows of `bcu` are `[B | C | u]`, `dim` floats each; `v = B * u`;
+/// `out[t] = C[t] * sum of taps[j] * v[t - K + 1 + j]`, depthwise.
+///
+/// Numerics: the sum is `taps[0] * v`, then one fma per further tap in ascending j.
+pub struct ShortConv<'a> {
+    /// `[rows, 3 * dim]`
+    pub bcu: Buf,
+    /// Vector of `dim * K`, the taps of a channel side by side; K at least 2.
+    pub taps: Weight,
+    /// `[slots, (K - 1) * dim]`: the last K - 1 rows of v, oldest first. Read and rewritten.
+    pub state: Buf,
+    pub seqs: &'a [SlotRows],
+    /// `[rows, dim]`
+    pub out: Buf,
+}

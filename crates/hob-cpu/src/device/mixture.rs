@@ -1,0 +1,119 @@
+//! Borrowing what `route`, `experts` and `short_conv` need, and loading stacked experts as one matrix each.
+
+use std::sync::Arc;
+
+use hob_compute::check::mixture as check;
+use hob_compute::{
+    ByteSource, ComputeError, Experts, Result, Route, ShortConv, Weight, WeightKind, WeightSpec,
+};
+
+use super::{Cpu, Loaded, Tensor};
+use crate::linear::{LoadCtx, Matrix, experts};
+use crate::verb::{route, short_conv};
+
+/// What the verbs of this file keep between calls.
+#[derive(Default)]
+pub(super) struct Scratch {
+    experts: experts::Scratch,
+    taps: Vec<f32>,
+}
+
+/// The bytes of one expert.
+struct Window<'a> {
+    source: &'a dyn ByteSource,
+    start: u64,
+    len: u64,
+}
+
+impl ByteSource for Window<'_> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.source.read_at(self.start + offset, buf)
+    }
+}
+
+/// Each expert's rows packed like a matrix of its own, one behind the other in the arena.
+pub(super) fn load(
+    spec: &WeightSpec,
+    count: usize,
+    source: &Arc<dyn ByteSource>,
+    ctx: &LoadCtx,
+) -> Result<Vec<Matrix>> {
+    let len = source.len() / count as u64;
+    let one = WeightSpec { kind: WeightKind::Matrix, rows: spec.rows / count, ..spec.clone() };
+    let window = |e: usize| Window { source: source.as_ref(), start: e as u64 * len, len };
+    (0..count).map(|e| Matrix::load(&one, &window(e), ctx)).collect()
+}
+
+fn matrices(tensor: &Tensor) -> Result<&[Matrix]> {
+    match &tensor.loaded {
+        Loaded::Experts(matrices) => Ok(matrices),
+        _ => Err(check::expert_weight(&tensor.spec).err().unwrap_or_else(|| {
+            ComputeError::shape("experts", "a weight loaded as experts", &tensor.spec.name)
+        })),
+    }
+}
+
+pub(super) fn route(cpu: &mut Cpu, args: &Route) -> Result<()> {
+    let bias = args.bias.map(|b| cpu.weights.get("route", b)?.vector("route")).transpose()?;
+    let (logits, out) = (cpu.shape("route", args.logits)?, cpu.shape("route", args.out)?);
+    check::route(args, logits, bias.map(<[f32]>::len), out)?;
+    let [from, to] = cpu.buffers.get_disjoint_mut("route", [args.logits, args.out])?;
+    let logits = (from.rows(args.rows), logits.width);
+    route::route(&cpu.pool, cpu.isa, &args.rule, logits, bias, to.rows_mut(args.rows));
+    cpu.touch("route", args.out)
+}
+
+pub(super) fn experts(cpu: &mut Cpu, args: &Experts) -> Result<()> {
+    const VERB: &str = "experts";
+    let weight = |w: Weight| cpu.weights.get(VERB, w);
+    let (gate, up, down) = (weight(args.gate)?, weight(args.up)?, weight(args.down)?);
+    let shapes = check::expert_weights([&gate.spec, &up.spec, &down.spec])?;
+    let bufs = check::ExpertBufs {
+        x: cpu.shape(VERB, args.x)?,
+        routes: cpu.shape(VERB, args.routes)?,
+        hidden: cpu.shape(VERB, args.hidden)?,
+        out: cpu.shape(VERB, args.out)?,
+    };
+    check::experts(args, &shapes, &bufs)?;
+    let handles = [args.x, args.routes, args.hidden, args.out];
+    let [x, routes, hidden, out] = cpu.buffers.get_disjoint_mut(VERB, handles)?;
+    let job = experts::Job {
+        x: x.rows(args.rows),
+        rows: args.rows,
+        routes: routes.rows(args.rows),
+        top_k: args.top_k,
+        gate: matrices(gate)?,
+        up: matrices(up)?,
+        down: matrices(down)?,
+        activation: args.activation,
+        add: args.add,
+        hidden: hidden.rows_mut(args.rows * args.top_k),
+        out: out.rows_mut(args.rows),
+    };
+    experts::run(&cpu.pool, cpu.isa, job, &mut cpu.mixture.experts)?;
+    cpu.touch(VERB, args.hidden)?;
+    cpu.touch(VERB, args.out)
+}
+
+pub(super) fn short_conv(cpu: &mut Cpu, args: &ShortConv) -> Result<()> {
+    const VERB: &str = "short_conv";
+    let taps = cpu.weights.get(VERB, args.taps)?.vector(VERB)?;
+    let (bcu, state) = (cpu.shape(VERB, args.bcu)?, cpu.shape(VERB, args.state)?);
+    let count = check::short_conv(args, bcu, taps.len(), state, cpu.shape(VERB, args.out)?)?;
+    let [bcu, state, out] = cpu.buffers.get_disjoint_mut(VERB, [args.bcu, args.state, args.out])?;
+    let job = short_conv::Job {
+        bcu: &bcu.data,
+        taps,
+        count,
+        state: &mut state.data,
+        seqs: args.seqs,
+        out: &mut out.data,
+    };
+    short_conv::short_conv(&cpu.pool, cpu.isa, job, &mut cpu.mixture.taps);
+    cpu.touch(VERB, args.state)?;
+    cpu.touch(VERB, args.out)
+}

@@ -1,0 +1,136 @@
+//! The gated short convolution: channels are independent, so threads take stripes of them through all rows.
+
+use hob_compute::SlotRows;
+use hob_compute::reference::mixture::{History, history};
+
+use super::{ALONE, Parts, each_unit};
+use crate::isa::Isa;
+use crate::pool::Pool;
+
+/// One `short_conv`. Lengths were checked by the caller.
+pub struct Job<'a> {
+    /// `[rows, 3 * dim]`
+    pub bcu: &'a [f32],
+    /// `[dim, count]`
+    pub taps: &'a [f32],
+    pub count: usize,
+    /// `[slots, (count - 1) * dim]`
+    pub state: &'a mut [f32],
+    pub seqs: &'a [SlotRows],
+    /// `[rows, dim]`
+    pub out: &'a mut [f32],
+}
+
+/// The job as stripes see it.
+struct Shared<'a> {
+    bcu: &'a [f32],
+    /// `[count, dim]`
+    taps: &'a [f32],
+    count: usize,
+    dim: usize,
+    seqs: &'a [SlotRows],
+    state: Parts<'a, f32>,
+    out: Parts<'a, f32>,
+}
+
+/// Runs a job; `turned` is working memory for the taps.
+pub fn short_conv(pool: &Pool, isa: Isa, job: Job, turned: &mut Vec<f32>) {
+    let Job { bcu, taps, count, state, seqs, out } = job;
+    let dim = taps.len() / count;
+    turned.clear();
+    turned.extend((0..count).flat_map(|j| (0..dim).map(move |c| taps[c * count + j])));
+    let (state, out) = (Parts::new(state), Parts::new(out));
+    let shared = Shared { bcu, taps: turned, count, dim, seqs, state, out };
+    let rows: usize = seqs.iter().map(|s| s.rows).sum();
+    if rows * dim < ALONE {
+        return stripe(isa, &shared, 0, dim);
+    }
+    let width = (dim / (2 * pool.threads())).clamp(64, 512).next_multiple_of(16);
+    each_unit(pool, dim.div_ceil(width), &|_, u| {
+        let start = u * width;
+        stripe(isa, &shared, start, width.min(dim - start));
+    });
+}
+
+fn stripe(isa: Isa, job: &Shared, start: usize, width: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        // SAFETY: the ISA class was detected.
+        return unsafe { stripe_avx2(job, start, width) };
+    }
+    let _ = isa;
+    stripe_portable(job, start, width);
+}
+
+/// The portable loops, compiled for wider registers.
+///
+/// # Safety
+/// Needs AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn stripe_avx2(job: &Shared, start: usize, width: usize) {
+    stripe_portable(job, start, width);
+}
+
+/// `width` channels from `start`, of every row of every sequence.
+#[inline(always)]
+fn stripe_portable(job: &Shared, start: usize, width: usize) {
+    let &Shared { bcu, taps, count, dim, seqs, state, out } = job;
+    let part = |row: usize, which: usize| &bcu[(row * 3 + which) * dim + start..][..width];
+    for seq in seqs {
+        let column = |c: usize| {
+            let at = (seq.slot * (count - 1) + c) * dim + start;
+            at..at + width
+        };
+        for i in 0..seq.rows {
+            let row = seq.row + i;
+            // SAFETY: stripes are disjoint columns of `out`.
+            let out = unsafe { out.part(row * dim + start..row * dim + start + width) };
+            for j in 0..count {
+                let w = &taps[j * dim + start..][..width];
+                match history(seq, i, j, count) {
+                    History { row: Some(row), .. } => {
+                        tap(j, w, out, part(row, 0).iter().zip(part(row, 2)).map(|(b, u)| b * u));
+                    }
+                    History { column: Some(c), .. } => {
+                        // SAFETY: stripes are disjoint columns of the state, and nothing else of it is borrowed.
+                        let v = unsafe { state.part(column(c)) };
+                        tap(j, w, out, v.iter().copied());
+                    }
+                    _ => tap(j, w, out, std::iter::repeat_n(0.0, width)),
+                }
+            }
+            out.iter_mut().zip(part(row, 1)).for_each(|(o, c)| *o *= c);
+        }
+        // What tap j of the next row will find. Columns move to lower indices, so ascending order is safe.
+        for j in 0..count - 1 {
+            match history(seq, seq.rows, j, count) {
+                History { row: Some(row), .. } => {
+                    // SAFETY: as above.
+                    let to = unsafe { state.part(column(j)) };
+                    to.iter_mut()
+                        .zip(part(row, 0).iter().zip(part(row, 2)))
+                        .for_each(|(v, (b, u))| *v = b * u);
+                }
+                History { column: Some(c), .. } if c != j => {
+                    // SAFETY: as above, and two different columns.
+                    let (to, from) = unsafe { (state.part(column(j)), state.part(column(c))) };
+                    to.copy_from_slice(from);
+                }
+                History { column: Some(_), .. } => {}
+                // SAFETY: as above.
+                _ => unsafe { state.part(column(j)) }.fill(0.0),
+            }
+        }
+    }
+}
+
+/// `out = w * v` for the first tap, `out = fma(w, v, out)` for the others.
+#[inline(always)]
+fn tap(j: usize, w: &[f32], out: &mut [f32], v: impl Iterator<Item = f32>) {
+    if j == 0 {
+        out.iter_mut().zip(w.iter().zip(v)).for_each(|(o, (w, v))| *o = w * v);
+    } else {
+        out.iter_mut().zip(w.iter().zip(v)).for_each(|(o, (w, v))| *o = w.mul_add(v, *o));
+    }
+}

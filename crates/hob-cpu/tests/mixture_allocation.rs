@@ -1,0 +1,62 @@
+//! A mixture allocates nothing once a batch of that size was seen. One test: the counts are those of the process.
+
+mod common;
+
+use common::{buffer, classes, cpu, random, weight};
+use hob_compute::{Activation, Compute, Experts, Gating, Route, Routing, ShortConv, SlotRows, WeightKind};
+use hob_quant::Format;
+use hob_testkit::alloc::{CountingAllocator, measure_process};
+use hob_testkit::rng::Rng;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+#[test]
+fn routing_experts_and_convolution_allocate_nothing() {
+    const DIM: usize = 64;
+    const COUNT: usize = 16;
+    let rule = Routing { top_k: 4, gating: Gating::Softmax, normalize: Some(0.0), scale: 1.0, groups: None };
+    for isa in classes() {
+        for (threads, rows) in [(1, 1), (2, 1), (2, 6)] {
+            let mut dev = cpu(isa, threads, false);
+            let mut load = |seed, kind, rows, cols| weight(&mut dev, seed, kind, Format::Q8_0, rows, cols);
+            let experts = WeightKind::Experts { count: COUNT };
+            let (gate, up) = (load(1, experts, COUNT * 96, DIM), load(2, experts, COUNT * 96, DIM));
+            let (down, taps) = (load(3, experts, COUNT * DIM, 96), load(5, WeightKind::Vector, 1, DIM * 3));
+            let x = random(&mut dev, 6, rows, DIM);
+            let inputs: Vec<_> = (0..8).map(|seed| Rng::new(seed).normal_vec(rows * DIM, 1.0)).collect();
+            let logits = dev.alloc(rows, COUNT).unwrap();
+            let routes = dev.alloc(rows, 8).unwrap();
+            let hidden = dev.alloc(rows * 4, 96).unwrap();
+            let out = dev.alloc(rows, DIM).unwrap();
+            let (bcu, state) =
+                (random(&mut dev, 9, rows, 3 * DIM), buffer(&mut dev, 2 * DIM, &[0.0; 2 * DIM]));
+            let mut step = |input: &[f32]| {
+                dev.upload(x, 0, input).unwrap();
+                dev.upload(logits, 0, &input[..rows * COUNT]).unwrap();
+                dev.route(&Route { logits, rows, rule, bias: None, out: routes }).unwrap();
+                let (top_k, activation) = (4, Activation::Silu);
+                dev.experts(&Experts {
+                    x,
+                    rows,
+                    routes,
+                    top_k,
+                    gate,
+                    up,
+                    down,
+                    activation,
+                    hidden,
+                    out,
+                    add: false,
+                })
+                .unwrap();
+                let seqs = [SlotRows { row: 0, rows, position: 5, slot: 0 }];
+                dev.short_conv(&ShortConv { bcu, taps, state, seqs: &seqs, out }).unwrap();
+            };
+            // The inputs of the second half choose other experts, in other numbers.
+            inputs[..2].iter().for_each(|x| step(x));
+            let ((), usage) = measure_process(|| inputs[2..].iter().for_each(|x| step(x)));
+            assert_eq!(usage.allocations, 0, "{isa}, {threads} threads, {rows} rows: {usage:?}");
+        }
+    }
+}
