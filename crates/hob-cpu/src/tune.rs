@@ -39,6 +39,8 @@ pub struct Trial {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tuned {
     pub tuning: Tuning,
+    /// The knob of `tuning` that counts for this machine's instructions.
+    pub streamed_rows: usize,
     /// Threads to decode with.
     pub threads: usize,
     pub trials: Vec<Trial>,
@@ -121,7 +123,8 @@ impl Chain {
         }
         progress("threads");
         let threads = self.thread_count(tuning)?;
-        Ok(Tuned { tuning, threads, trials: std::mem::take(&mut self.trials) })
+        let streamed_rows = if self.isa == Isa::Avx2 { tuning.few } else { tuning.few_wide };
+        Ok(Tuned { tuning, streamed_rows, threads, trials: std::mem::take(&mut self.trials) })
     }
 
     /// The smallest number of threads that is nearly as fast as the best.

@@ -420,7 +420,6 @@ mod tests {
         let table = TuningTable {
             prefetch_bytes: 1024,
             streamed_rows: 2,
-            streamed_rows_dot: 4,
             tasks_per_thread: 8,
             threads: 1,
             trials: Vec::new(),

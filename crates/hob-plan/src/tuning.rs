@@ -25,9 +25,8 @@ pub struct Trial {
 pub struct TuningTable {
     /// How far ahead weights are prefetched while they stream, in bytes; 0 leaves it to the hardware.
     pub prefetch_bytes: usize,
-    /// Activation rows that share one stream of packed weights, with 256-bit and with dot-product instructions.
+    /// Activation rows that share one stream of packed weights, with the instructions this machine computes with.
     pub streamed_rows: usize,
-    pub streamed_rows_dot: usize,
     /// Units of work per thread in a decode step.
     pub tasks_per_thread: usize,
     /// Threads to decode with.
@@ -52,8 +51,7 @@ impl TuningTable {
         });
         Ok(TuningTable {
             prefetch_bytes: found.tuning.ahead,
-            streamed_rows: found.tuning.few,
-            streamed_rows_dot: found.tuning.few_wide,
+            streamed_rows: found.streamed_rows,
             tasks_per_thread: found.tuning.spread,
             threads: found.threads,
             trials: trials.collect(),
@@ -65,8 +63,9 @@ impl TuningTable {
     pub fn apply(&self) {
         linear::set_tuning(Tuning {
             ahead: self.prefetch_bytes.min(1 << 20),
+            // Only the one of this machine's instructions is read.
             few: self.streamed_rows.max(1),
-            few_wide: self.streamed_rows_dot.max(1),
+            few_wide: self.streamed_rows.max(1),
             spread: self.tasks_per_thread.max(1),
         });
     }
@@ -75,10 +74,7 @@ impl TuningTable {
     pub fn summary(&self) -> String {
         format!(
             "prefetch {} bytes ahead, {} tasks per thread, up to {} rows per stream, {} threads to decode",
-            self.prefetch_bytes,
-            self.tasks_per_thread,
-            self.streamed_rows.max(self.streamed_rows_dot),
-            self.threads
+            self.prefetch_bytes, self.tasks_per_thread, self.streamed_rows, self.threads
         )
     }
 
@@ -105,7 +101,6 @@ mod tests {
         let table = TuningTable {
             prefetch_bytes: 2048,
             streamed_rows: 2,
-            streamed_rows_dot: 4,
             tasks_per_thread: 16,
             threads: 2,
             trials: vec![trial],

@@ -106,7 +106,9 @@ fn as_text(head: &Head, file: &ModelFile, info: &Result<ModelInfo, String>, verb
 
 fn model_text(info: &ModelInfo, out: &mut String) {
     let config = &info.config;
-    let heads = config.layers.first().map_or((0, 0, 0), |l| (l.heads, l.kv_heads, l.head_dim));
+    // Layers without attention have no KV heads.
+    let attention = config.layers.iter().find(|l| l.kv_heads > 0);
+    let heads = attention.map_or((0, 0, 0), |l| (l.heads, l.kv_heads, l.head_dim));
     let _ = writeln!(
         out,
         "{}: {} parameters, {} layers of {}, heads {}/{} of {}, vocabulary {}, trained for {} tokens",

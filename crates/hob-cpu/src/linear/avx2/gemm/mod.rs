@@ -194,6 +194,7 @@ unsafe fn walk<const F: usize, const C: u8>(work: Work) {
     let shape = const { shape(Format::ALL[F]) };
     // Short stretches where the weights come from memory, so that reading never pauses for long.
     let stretch = if acts.rows <= STREAMED { STRETCH / 2 } else { STRETCH };
+    let distance = crate::linear::tuning().ahead;
     let mut start = 0;
     while start < acts.blocks {
         let end = (start + stretch).min(acts.blocks);
@@ -207,7 +208,7 @@ unsafe fn walk<const F: usize, const C: u8>(work: Work) {
             Codes::UNPACKED
         };
         let offset = const { offset(Format::ALL[F]) };
-        let ahead = Ahead::new(shape, group, next, start);
+        let ahead = Ahead::new(shape, group, next, (start, distance));
         // SAFETY: as above; the tiles hold all blocks.
         unsafe { tiles::<C>((codes, ahead), offset, scratch, start..end, acts, y) };
         start = end;

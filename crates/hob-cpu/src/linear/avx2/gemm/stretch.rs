@@ -50,11 +50,14 @@ impl Ahead {
         Ahead { from: null, step: 0, threes: 0, end: null, next: null }
     };
 
-    /// For the stretch that begins with block `start` of a group.
-    pub fn new(shape: Shape, group: &[u8], next: *const u8, start: usize) -> Ahead {
+    /// For the stretch that begins with block `start` of a group; `distance` bytes ahead of it, or not at all for 0.
+    pub fn new(shape: Shape, group: &[u8], next: *const u8, (start, distance): (usize, usize)) -> Ahead {
+        if distance == 0 {
+            return Ahead::NONE;
+        }
         let step = shape.bytes() / shape.blocks();
         // The next stretch is unpacked before the tiles go through it.
-        let at = (start + STRETCH / 2) * step + DISTANCE;
+        let at = (start + STRETCH / 2) * step + distance;
         let Range { start, end } = group.as_ptr_range();
         let beyond = (at + 1).saturating_sub(group.len());
         let (from, end) =
@@ -89,9 +92,6 @@ const NEVER: *const u8 = std::ptr::without_provenance(usize::MAX);
 
 /// Bytes of activations from which on they are prefetched, tile by tile: about what an L2 cache keeps beside weights.
 const FAR: usize = 256 << 10;
-
-/// How far ahead of the sums the packed weights are prefetched, in bytes; see `few`.
-const DISTANCE: usize = 2048;
 
 /// All activation rows by the blocks `range` of K, the first of which is the scratch's first: products of class `C`, set
 /// when the range begins at 0 and added to `y[r * HEIGHT + i]` otherwise.
