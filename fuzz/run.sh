@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 seconds=${1:-20}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(gguf safetensors tokenizer_json template)
+[ ${#targets[@]} -gt 0 ] || targets=(gguf safetensors tokenizer_json template disk)
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
@@ -28,7 +28,7 @@ seeds() {
 }
 
 # The size cap keeps each input cheap; what a parser does wrong it does wrong in a few kilobytes.
-declare -A max_bytes=([gguf]=4096 [safetensors]=4096 [tokenizer_json]=8192 [template]=4096)
+declare -A max_bytes=([gguf]=4096 [safetensors]=4096 [tokenizer_json]=8192 [template]=4096 [disk]=4096)
 
 failed=0
 for target in "${targets[@]}"; do

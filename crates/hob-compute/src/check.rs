@@ -112,10 +112,28 @@ pub fn load(spec: &WeightSpec, source_bytes: u64) -> Result<usize> {
     Ok(row)
 }
 
+/// Values of the pages of a new pool. Four bytes for each fit the address space.
+///
 /// # Errors
-/// A page shape without values, or one that overflows.
+/// A page shape without values, one that overflows, formats that the heads cannot have, or `first` where it means
+/// nothing.
 pub fn alloc_pages(spec: &PageSpec, count: usize) -> Result<usize> {
-    let values = spec.page_values().filter(|&v| v > 0).and_then(|v| v.checked_mul(count).filter(|&n| n > 0));
+    for format in [spec.k, spec.v] {
+        need(
+            format.fits(spec.head_dim),
+            "alloc_pages",
+            || format!("head_dim in whole groups of {} for {format}", hob_quant::KV_GROUP),
+            || format!("head_dim {}", spec.head_dim),
+        )?;
+    }
+    need(
+        !spec.first || spec.has_first(),
+        "alloc_pages",
+        || "`first` only where K or V is packed".into(),
+        || format!("{spec:?}"),
+    )?;
+    let fits = |v: &usize| *v > 0 && v.checked_mul(4).is_some();
+    let values = spec.page_values().and_then(|v| v.checked_mul(count)).filter(fits);
     values.ok_or_else(|| {
         let found = format!("{count} pages of {} KV heads x {}", spec.kv_heads, spec.head_dim);
         ComputeError::shape("alloc_pages", "at least one page with values, within the address space", found)
@@ -251,10 +269,11 @@ pub fn rope(args: &Rope, x: Shape, freqs: Shape) -> Result<()> {
 }
 
 /// The rows and pages of every sequence. Pages before number `first` of a sequence are not looked at; `spec_of` looks
-/// up a page and gives its shape.
+/// up a page and gives its spec, which is that of `spec` but for [`PageSpec::first`]: page 0 has it where there is such a
+/// thing, no other page does.
 ///
 /// # Errors
-/// Rows outside the batch or out of order, too few pages, a page of another shape or pool.
+/// Rows outside the batch or out of order, too few pages, a page of another shape, other formats or the wrong pool.
 pub fn seqs(
     verb: &'static str,
     seqs: &[SeqRows],
@@ -281,9 +300,15 @@ pub fn seqs(
             || format!("pages for {positions} positions"),
             || format!("{} pages, room for {room}", seq.pages.len()),
         )?;
-        for &page in &seq.pages[first(seq)..positions.div_ceil(PAGE_POSITIONS)] {
-            let found = spec_of(page)?;
-            need(found == *spec, verb, || format!("pages of {spec:?}"), || format!("{found:?}"))?;
+        let pages = seq.pages.iter().enumerate().take(positions.div_ceil(PAGE_POSITIONS));
+        for (index, &page) in pages.skip(first(seq)) {
+            let (wanted, found) = (spec.of_page(index), spec_of(page)?);
+            need(
+                found == wanted,
+                verb,
+                || format!("page {index} of a sequence from a pool of {wanted:?}"),
+                || format!("{found:?}"),
+            )?;
         }
     }
     Ok(())
@@ -299,17 +324,28 @@ pub fn append_kv(
 ) -> Result<()> {
     let rows = k.rows.min(v.rows);
     let first = |seq: &SeqRows| seq.position / PAGE_POSITIONS;
-    let Some(&page) = args.seqs.iter().find_map(|s| s.pages.get(first(s))) else {
+    let Some(spec) = any_spec(args.seqs, first, &spec_of)? else {
         // Nothing to look up: no sequence has rows, or the first that has lacks its page.
-        let none = PageSpec { kv_heads: 0, head_dim: 0 };
+        let none = PageSpec::f16(0, 0);
         return seqs("append_kv", args.seqs, rows, &none, first, spec_of);
     };
-    let spec = spec_of(page)?;
     need_width("append_kv", "K", spec.kv_heads * spec.head_dim, k)?;
     need_width("append_kv", "V", spec.kv_heads * spec.head_dim, v)?;
     seqs("append_kv", args.seqs, rows, &spec, first, spec_of)
 }
 
+/// The spec, without `first`, of the first page that a verb looks at, if any.
+fn any_spec(
+    seqs: &[SeqRows],
+    first: impl Fn(&SeqRows) -> usize,
+    spec_of: impl Fn(crate::Page) -> Result<PageSpec>,
+) -> Result<Option<PageSpec>> {
+    let page = seqs.iter().filter(|s| s.rows > 0).find_map(|s| s.pages.get(first(s)));
+    page.map(|&page| Ok(PageSpec { first: false, ..spec_of(page)? })).transpose()
+}
+
+/// Gives the spec of the pages, without `first`.
+///
 /// # Errors
 /// Heads that do not divide, widths that do not meet, an output that is the input, a window or cap that cannot be,
 /// another number of `sinks` than heads, or what [`seqs`] refuses.
@@ -319,7 +355,7 @@ pub fn attend(
     out: Shape,
     sinks: Option<usize>,
     spec_of: impl Fn(crate::Page) -> Result<PageSpec>,
-) -> Result<()> {
+) -> Result<PageSpec> {
     let (heads, kv_heads) = (args.heads, args.kv_heads);
     let divides = kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && args.head_dim > 0;
     need(
@@ -340,8 +376,11 @@ pub fn attend(
     if let Some(sinks) = sinks {
         need(sinks == heads, "attend", || format!("a sink for each of {heads} heads"), || sinks.to_string())?;
     }
-    let spec = PageSpec { kv_heads, head_dim: args.head_dim };
-    seqs("attend", args.seqs, q.rows.min(out.rows), &spec, |s| s.first_page(args.window), spec_of)
+    let first = |seq: &SeqRows| seq.first_page(args.window);
+    let (shape, found) = (PageSpec::f16(kv_heads, args.head_dim), any_spec(args.seqs, first, &spec_of)?);
+    let spec = found.map_or(shape, |found| PageSpec { k: found.k, v: found.v, ..shape });
+    seqs("attend", args.seqs, q.rows.min(out.rows), &spec, first, spec_of)?;
+    Ok(spec)
 }
 
 /// # Errors
@@ -392,4 +431,54 @@ pub fn pick(args: &Pick, logits: Shape) -> Result<()> {
     let most = Pick::MAX_K.min(logits.width);
     need(args.k >= 1 && args.k <= most, "pick", || format!("k of 1..={most}"), || args.k.to_string())?;
     need(u32::try_from(logits.width).is_ok(), "pick", || "ids of 32 bits".into(), || logits.width.to_string())
+}
+
+/// Positions within a page.
+///
+/// # Errors
+/// Positions beyond a page.
+pub fn positions(verb: &'static str, range: &std::ops::Range<usize>) -> Result<()> {
+    let good = range.start <= range.end && range.end <= PAGE_POSITIONS;
+    need(good, verb, || format!("positions within 0..{PAGE_POSITIONS}"), || format!("{range:?}"))
+}
+
+/// An image of some positions.
+///
+/// # Errors
+/// Another length than the positions take.
+pub fn image(verb: &'static str, wanted: usize, found: usize) -> Result<()> {
+    need(wanted == found, verb, || format!("an image of {wanted} bytes"), || format!("{found} bytes"))
+}
+
+/// The scales in an image of positions `range` of a page of `spec`: what no device writes would reach other sequences
+/// through weights of 0. Nothing to find on an exact device.
+///
+/// # Errors
+/// A scale that is negative or not finite, or a minimum that is not finite.
+pub fn scales(
+    verb: &'static str,
+    spec: &PageSpec,
+    range: std::ops::Range<usize>,
+    image: &[u8],
+    exact: bool,
+) -> Result<()> {
+    if exact {
+        return Ok(());
+    }
+    let mut rest = image;
+    for at in range {
+        let block = at / crate::BLOCK_POSITIONS;
+        for _ in 0..spec.kv_heads {
+            for format in [spec.k_format(block), spec.v_format(block)] {
+                let Some((vector, next)) = rest.split_at_checked(format.vector_bytes(spec.head_dim)) else {
+                    return Ok(());
+                };
+                rest = next;
+                let found = || format!("position {at}: a {format} vector with other scales");
+                let expected = || "scales that are finite and not negative".into();
+                need(hob_quant::scales_are_sound(format, vector), verb, expected, found)?;
+            }
+        }
+    }
+    Ok(())
 }

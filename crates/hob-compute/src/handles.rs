@@ -1,6 +1,6 @@
 //! Handles: small copyable names of device memory. Bytes belong to the device.
 
-use hob_quant::Format;
+use hob_quant::{Format, KvFormat};
 
 macro_rules! handle {
     ($(#[$doc:meta])* $name:ident) => {
@@ -92,17 +92,21 @@ pub trait ByteSource: Send + Sync {
     }
 }
 
-/// The shape of one layer's KV pages. K and V are f16 (f32 on an exact device), in four blocks of 64 positions per page:
-/// for each KV head, for each block, K as `[head_dim, 64]` then V as `[64, head_dim]`.
+/// The shape and formats of one layer's KV pages; their layout is written in `page.rs`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PageSpec {
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub k: KvFormat,
+    pub v: KvFormat,
+    /// Pages for positions 0..256 of a sequence, whose first block of 64 positions (attention sinks) is f16 whatever
+    /// `k` and `v` say. Meaningless, and false, where both are f16 anyway.
+    pub first: bool,
 }
 
 impl PageSpec {
-    /// Bytes of one f16 page.
-    pub fn page_bytes(&self) -> usize {
-        self.kv_heads * self.head_dim * crate::PAGE_POSITIONS * 2 * 2
+    /// Pages of f16.
+    pub fn f16(kv_heads: usize, head_dim: usize) -> PageSpec {
+        PageSpec { kv_heads, head_dim, k: KvFormat::F16, v: KvFormat::F16, first: false }
     }
 }

@@ -27,6 +27,11 @@ pub const PAGE_POSITIONS: usize = 256;
 /// Positions in one compute block of a page: K with positions in lanes, V with head_dim in lanes.
 pub const BLOCK_POSITIONS: usize = 64;
 
+/// Raise it whenever a change makes any device write other bits of K, V or recurrent state for the same tokens, or read
+/// the same pages to other logits: another order of summation, another rounding, another encoding or page layout. State
+/// that was stored under another revision then counts as absent. Faster kernels of equal bits leave it alone.
+pub const NUMERICS_REVISION: u32 = 1;
+
 /// Facts about a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -65,6 +70,13 @@ pub trait Compute: Send {
     fn free_pages(&mut self, pool: Pool) -> Result<()>;
     /// Copies the first `positions` positions of page `from` into page `to` (a fork inside a page).
     fn copy_page(&mut self, from: Page, to: Page, positions: usize) -> Result<()>;
+    /// Bytes that [`Compute::read_positions`] gives for positions `range` (within 0..256) of a page of `pool`.
+    fn position_bytes(&self, pool: Pool, range: std::ops::Range<usize>) -> Result<usize>;
+    /// Appends positions `range` of `page` to `out`, bit for bit and independent of the page's layout: for every
+    /// position, for every KV head, K then V as `hob_quant` encodes a vector (f32 values on an exact device).
+    fn read_positions(&self, page: Page, range: std::ops::Range<usize>, out: &mut Vec<u8>) -> Result<()>;
+    /// The inverse: `bytes` are what [`Compute::read_positions`] gave for a page of the same spec.
+    fn write_positions(&mut self, page: Page, range: std::ops::Range<usize>, bytes: &[u8]) -> Result<()>;
 
     fn embed(&mut self, args: &Embed) -> Result<()>;
     fn norm(&mut self, args: &Norm) -> Result<()>;

@@ -1,17 +1,17 @@
 //! The scalar oracle: every verb in plain loops, the specification that all other devices are judged by.
 //!
 //! It owns the exact order of operations ([`rows`], [`attention`], [`crate::act`], [`crate::math`]) and is allowed to
-//! be slow. Buffers and pages are `Vec<f32>`, K and V rounded to f16 unless exact; weights stay as their file has them
-//! and are decoded at every use.
+//! be slow. Buffers are `Vec<f32>`; pages are images of their positions, or f32 if it is exact; weights stay as their
+//! file has them and are decoded at every use.
 
 pub mod attention;
 pub mod mixture;
+mod pages;
+mod parts;
 pub mod rows;
 
 use std::ops::Range;
 use std::sync::Arc;
-
-use half::f16;
 
 use crate::check::{self, Shape};
 use crate::slots::{Slots, next_device};
@@ -22,6 +22,8 @@ use crate::{
     Route, ShortConv, Ticket, Weight, WeightKind, WeightSpec, act, math,
 };
 use attention::Query;
+use pages::Pages;
+pub use parts::QueryGroup;
 
 struct Buffer {
     data: Vec<f32>,
@@ -77,25 +79,6 @@ impl Tensor {
     }
 }
 
-struct Pages {
-    spec: PageSpec,
-    /// K and V as attention sees them: rounded to f16 when they were appended, unless the device is exact.
-    data: Vec<f32>,
-    count: usize,
-}
-
-impl Pages {
-    fn page(&self, index: u32) -> &[f32] {
-        let len = self.data.len() / self.count;
-        &self.data[index as usize * len..][..len]
-    }
-
-    fn page_mut(&mut self, index: u32) -> &mut [f32] {
-        let len = self.data.len() / self.count;
-        &mut self.data[index as usize * len..][..len]
-    }
-}
-
 /// The oracle device.
 pub struct Reference {
     info: DeviceInfo,
@@ -121,22 +104,17 @@ impl Reference {
         }
     }
 
-    fn page(&self, verb: &'static str, page: Page) -> Result<&[f32]> {
+    /// The pool of a page that exists.
+    fn pool(&self, verb: &'static str, page: Page) -> Result<&Pages> {
         let pool = self.pools.get(verb, page.pool)?;
-        page_in_pool(verb, page, pool.count)?;
-        Ok(pool.page(page.index))
-    }
-
-    fn page_mut(&mut self, verb: &'static str, page: Page) -> Result<&mut [f32]> {
-        let pool = self.pools.get_mut(verb, page.pool)?;
-        page_in_pool(verb, page, pool.count)?;
-        Ok(pool.page_mut(page.index))
+        if (page.index as usize) < pool.count {
+            return Ok(pool);
+        }
+        Err(ComputeError::shape(verb, format!("a page below {} of its pool", pool.count), page.index))
     }
 
     fn page_spec(&self, verb: &'static str, page: Page) -> Result<PageSpec> {
-        let pool = self.pools.get(verb, page.pool)?;
-        page_in_pool(verb, page, pool.count)?;
-        Ok(pool.spec)
+        Ok(self.pool(verb, page)?.spec)
     }
 
     fn shape(&self, verb: &'static str, buf: Buf) -> Result<Shape> {
@@ -166,13 +144,6 @@ impl Reference {
         }
         Ok(y)
     }
-}
-
-fn page_in_pool(verb: &'static str, page: Page, count: usize) -> Result<()> {
-    if (page.index as usize) < count {
-        return Ok(());
-    }
-    Err(ComputeError::shape(verb, format!("a page below {count} of its pool"), page.index))
 }
 
 fn activate(activation: Activation, x: f32) -> f32 {
@@ -223,8 +194,8 @@ impl Compute for Reference {
     }
 
     fn alloc_pages(&mut self, spec: &PageSpec, count: usize) -> Result<Pool> {
-        let data = zeroed(check::alloc_pages(spec, count)?, 0f32)?;
-        Ok(self.pools.insert(Pages { spec: *spec, data, count }))
+        let pages = Pages::new(spec, count, self.info.exact)?;
+        Ok(self.pools.insert(pages))
     }
 
     fn free_pages(&mut self, pool: Pool) -> Result<()> {
@@ -234,17 +205,28 @@ impl Compute for Reference {
     fn copy_page(&mut self, from: Page, to: Page, positions: usize) -> Result<()> {
         let spec = self.page_spec("copy_page", from)?;
         check::copy_page(positions, spec, self.page_spec("copy_page", to)?)?;
-        let source = self.page("copy_page", from)?.to_vec();
-        let target = self.page_mut("copy_page", to)?;
-        for head in 0..spec.kv_heads {
-            for at in 0..positions {
-                for dim in 0..spec.head_dim {
-                    let (k, v) = (spec.k_at(head, at, dim), spec.v_at(head, at) + dim);
-                    target[k] = source[k];
-                    target[v] = source[v];
-                }
-            }
-        }
+        let mut image = Vec::new();
+        self.read_positions(from, 0..positions, &mut image)?;
+        self.write_positions(to, 0..positions, &image)
+    }
+
+    fn position_bytes(&self, pool: Pool, range: Range<usize>) -> Result<usize> {
+        check::positions("position_bytes", &range)?;
+        Ok(self.pools.get("position_bytes", pool)?.image_bytes(range))
+    }
+
+    fn read_positions(&self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+        check::positions("read_positions", &range)?;
+        self.pool("read_positions", page)?.read(page.index, range, out);
+        Ok(())
+    }
+
+    fn write_positions(&mut self, page: Page, range: Range<usize>, bytes: &[u8]) -> Result<()> {
+        let wanted = self.position_bytes(page.pool, range.clone())?;
+        check::image("write_positions", wanted, bytes.len())?;
+        let spec = self.page_spec("write_positions", page)?;
+        check::scales("write_positions", &spec, range.clone(), bytes, self.info.exact)?;
+        self.pools.get_mut("write_positions", page.pool)?.write(page.index, range, bytes);
         Ok(())
     }
 
@@ -331,20 +313,10 @@ impl Compute for Reference {
             for i in 0..seq.rows {
                 let position = seq.position + i;
                 let page = seq.pages[position / PAGE_POSITIONS];
-                let spec = self.page_spec("append_kv", page)?;
-                let k = self.buffers.get("append_kv", args.k)?.row(seq.row + i).to_vec();
-                let v = self.buffers.get("append_kv", args.v)?.row(seq.row + i).to_vec();
-                let exact = self.info.exact;
-                let kept = |x: f32| if exact { x } else { f16::from_f32(x).to_f32() };
-                let target = self.page_mut("append_kv", page)?;
-                let at = position % PAGE_POSITIONS;
-                for head in 0..spec.kv_heads {
-                    for dim in 0..spec.head_dim {
-                        let from = head * spec.head_dim + dim;
-                        target[spec.k_at(head, at, dim)] = kept(k[from]);
-                        target[spec.v_at(head, at) + dim] = kept(v[from]);
-                    }
-                }
+                let k = self.buffers.get("append_kv", args.k)?.row(seq.row + i);
+                let v = self.buffers.get("append_kv", args.v)?.row(seq.row + i);
+                let pool = self.pools.get_mut("append_kv", page.pool)?;
+                pool.append(page.index, position % PAGE_POSITIONS, (k, v));
             }
         }
         Ok(())
@@ -354,7 +326,7 @@ impl Compute for Reference {
         let (q, out) = (self.shape("attend", args.q)?, self.shape("attend", args.out)?);
         let sinks = args.sinks.map(|w| self.weight("attend", w, WeightKind::Vector)?.row(0)).transpose()?;
         let count = sinks.as_ref().map(Vec::len);
-        check::attend(args, q, out, count, |page| self.page_spec("attend", page))?;
+        let spec = check::attend(args, q, out, count, |page| self.page_spec("attend", page))?;
         for seq in args.seqs {
             for i in 0..seq.rows {
                 let q = self.buffers.get("attend", args.q)?.row(seq.row + i).to_vec();
@@ -362,8 +334,12 @@ impl Compute for Reference {
                 for (head, (q, out)) in q.chunks(args.head_dim).zip(row.chunks_mut(args.head_dim)).enumerate()
                 {
                     let sink = sinks.as_ref().map(|s| s[head]);
-                    let query = Query::new(args, head, q, sink);
-                    query.attend(seq.position + i, |p| self.page("attend", seq.pages[p]), out)?;
+                    let query = Query::new(args, spec, head, q, sink);
+                    let page = |p: usize| {
+                        let page = seq.pages[p];
+                        Ok(self.pools.get("attend", page.pool)?.held(page.index))
+                    };
+                    query.attend(seq.position + i, page, out)?;
                 }
                 self.buffers.get_mut("attend", args.out)?.row_mut(seq.row + i).copy_from_slice(&row);
             }
@@ -446,7 +422,7 @@ impl Compute for Reference {
         HeldBytes {
             weights: self.weights.iter().map(|w| w.bytes.len() as u64).sum(),
             buffers: self.buffers.iter().map(|b| b.data.len() as u64 * 4).sum(),
-            pages: self.pools.iter().map(|p| p.data.len() as u64 * if self.info.exact { 4 } else { 2 }).sum(),
+            pages: self.pools.iter().map(Pages::bytes).sum(),
         }
     }
 }

@@ -123,7 +123,8 @@ impl SeqRows<'_> {
     }
 }
 
-/// Writes K and V rows (f32, rounded to f16 to nearest even) to their positions.
+/// Writes K and V rows to their positions, in the formats of the pages: see [`hob_quant::KvFormat`]. Pages of one call
+/// have the same formats; page 0 of a sequence comes from a pool of its own where [`crate::PageSpec::has_first`].
 pub struct AppendKv<'a> {
     /// `[rows, kv_heads * head_dim]`
     pub k: Buf,
@@ -134,10 +135,10 @@ pub struct AppendKv<'a> {
 
 /// Causal attention of every row over its own sequence's positions `0..=position`, or the last `window` of them.
 ///
-/// Numerics: the score of a position is one fma chain over ascending `head_dim`, scaled and capped; each absolute page
-/// gives a partial (maximum, sum, weighted V) from the positions that the row sees, ascending; partials are folded in
-/// page order from the first page that holds a visible position, and a sink joins last.
-/// See [`crate::reference::attention`] for the exact operations.
+/// Numerics: the score of a position is `q . k` as its format multiplies, scaled and capped; each absolute page gives a
+/// partial (maximum, sum, weighted V) from the positions that the row sees, ascending; partials are folded in page order
+/// from the first page that holds a visible position, and a sink joins last.
+/// See [`crate::reference::attention`] for the exact operations in every format.
 pub struct Attend<'a> {
     /// `[rows, heads * head_dim]`
     pub q: Buf,

@@ -102,16 +102,16 @@ impl Tensor {
 
 struct Pages {
     spec: PageSpec,
-    /// f16 bits; empty on an exact device.
-    values: HugeVec<u16>,
-    /// The same in f32; empty unless the device is exact.
+    /// In the layout of the spec; empty on an exact device.
+    bytes: HugeVec<u8>,
+    /// f32 in the layout of f16; empty unless the device is exact.
     floats: HugeVec<f32>,
     count: usize,
 }
 
 impl Pages {
     fn span(&self, index: u32) -> Range<usize> {
-        let len = self.values.len().max(self.floats.len()) / self.count;
+        let len = self.bytes.len().max(self.floats.len()) / self.count;
         index as usize * len..(index as usize + 1) * len
     }
 }
@@ -273,10 +273,10 @@ impl Compute for Cpu {
     }
 
     fn alloc_pages(&mut self, spec: &PageSpec, count: usize) -> Result<hob_compute::Pool> {
-        let len = check::alloc_pages(spec, count)?;
-        let (coarse, fine) = if self.info.exact { (0, len) } else { (len, 0) };
-        let (values, floats) = (HugeVec::zeroed(coarse)?, HugeVec::zeroed(fine)?);
-        Ok(self.pages.insert(Pages { spec: *spec, values, floats, count }))
+        let values = check::alloc_pages(spec, count)?;
+        let (coarse, fine) = if self.info.exact { (0, values) } else { (spec.page_bytes() * count, 0) };
+        let (bytes, floats) = (HugeVec::zeroed(coarse)?, HugeVec::zeroed(fine)?);
+        Ok(self.pages.insert(Pages { spec: *spec, bytes, floats, count }))
     }
 
     fn free_pages(&mut self, pool: hob_compute::Pool) -> Result<()> {
@@ -295,14 +295,50 @@ impl Compute for Cpu {
         if from.pool == to.pool {
             let pool = self.pages.get_mut("copy_page", to.pool)?;
             let spans = [pool.span(from.index), pool.span(to.index)];
-            let both = pool.values.get_disjoint_mut(spans);
+            let both = pool.bytes.get_disjoint_mut(spans);
             let [source, target] = both.map_err(|e| ComputeError::shape("copy_page", "two pages", e))?;
             kv::copy_page(&spec, source, target, positions);
             return Ok(());
         }
         let [source, target] = self.pages.get_disjoint_mut("copy_page", [from.pool, to.pool])?;
         let (a, b) = (source.span(from.index), target.span(to.index));
-        kv::copy_page(&spec, &source.values[a], &mut target.values[b], positions);
+        kv::copy_page(&spec, &source.bytes[a], &mut target.bytes[b], positions);
+        Ok(())
+    }
+
+    fn position_bytes(&self, pool: hob_compute::Pool, range: Range<usize>) -> Result<usize> {
+        check::positions("position_bytes", &range)?;
+        let spec = self.pages.get("position_bytes", pool)?.spec;
+        Ok(if self.info.exact { exact::image_bytes(&spec, range) } else { spec.image_bytes(range) })
+    }
+
+    fn read_positions(&self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+        check::positions("read_positions", &range)?;
+        let spec = page_spec(&self.pages, "read_positions", page)?;
+        let pool = self.pages.get("read_positions", page.pool)?;
+        let span = pool.span(page.index);
+        if self.info.exact {
+            exact::read(&spec, &pool.floats[span], range, out);
+            return Ok(());
+        }
+        let start = out.len();
+        out.resize(start + spec.image_bytes(range.clone()), 0);
+        kv::read(&self.pool, self.isa, &spec, range, (&pool.bytes[span], &mut out[start..]));
+        Ok(())
+    }
+
+    fn write_positions(&mut self, page: Page, range: Range<usize>, bytes: &[u8]) -> Result<()> {
+        let wanted = self.position_bytes(page.pool, range.clone())?;
+        check::image("write_positions", wanted, bytes.len())?;
+        let spec = page_spec(&self.pages, "write_positions", page)?;
+        check::scales("write_positions", &spec, range.clone(), bytes, self.info.exact)?;
+        let pool = self.pages.get_mut("write_positions", page.pool)?;
+        let span = pool.span(page.index);
+        if self.info.exact {
+            exact::write(&spec, &mut pool.floats[span], range, bytes);
+        } else {
+            kv::write(&self.pool, self.isa, &spec, range, (&mut pool.bytes[span], bytes));
+        }
         Ok(())
     }
 
@@ -370,7 +406,7 @@ impl Compute for Cpu {
                 let width = k.shape.width;
                 let range = (seq.row + done) * width..(seq.row + done + rows) * width;
                 let rows_here = kv::Rows { k: &k.data[range.clone()], v: &v.data[range], at };
-                kv::append(&self.pool, self.isa, &spec, &mut pool.values[span], rows_here);
+                kv::append(&self.pool, self.isa, &spec, &mut pool.bytes[span], rows_here);
                 done += rows;
             }
         }
@@ -380,7 +416,8 @@ impl Compute for Cpu {
     fn attend(&mut self, args: &Attend) -> Result<()> {
         let (q, out) = (self.shape("attend", args.q)?, self.shape("attend", args.out)?);
         let sinks = args.sinks.map(|w| self.weights.get("attend", w)?.vector("attend")).transpose()?;
-        check::attend(args, q, out, sinks.map(<[f32]>::len), |page| page_spec(&self.pages, "attend", page))?;
+        let spec_of = |page| page_spec(&self.pages, "attend", page);
+        let spec = check::attend(args, q, out, sinks.map(<[f32]>::len), spec_of)?;
         let [q, out] = self.buffers.get_disjoint_mut("attend", [args.q, args.out])?;
         let pools = &self.pages;
         if self.info.exact {
@@ -391,13 +428,13 @@ impl Compute for Cpu {
             q: &q.data,
             out: &mut out.data,
             heads: args.heads,
-            spec: PageSpec { kv_heads: args.kv_heads, head_dim: args.head_dim },
+            spec,
             scoring: Scoring::new(args.scale, args.softcap),
             window: args.window,
             sinks,
             seqs: args.seqs,
             // Every page was found a moment ago; an empty one would fail the kernels' own length checks.
-            page: &|page| pools.get("attend", page.pool).map_or(&[], |p| &p.values[p.span(page.index)]),
+            page: &|page| pools.get("attend", page.pool).map_or(&[], |p| &p.bytes[p.span(page.index)]),
         };
         attend::attend(&self.pool, self.isa, job, &mut self.attention)?;
         self.touch("attend", args.out)
@@ -489,7 +526,7 @@ impl Compute for Cpu {
         HeldBytes {
             weights: self.weights.iter().map(weight).sum(),
             buffers: self.buffers.iter().map(|b| b.data.len() as u64 * 4).sum(),
-            pages: self.pages.iter().map(|p| p.values.len() as u64 * 2 + p.floats.len() as u64 * 4).sum(),
+            pages: self.pages.iter().map(|p| p.bytes.len() as u64 + p.floats.len() as u64 * 4).sum(),
         }
     }
 }

@@ -37,7 +37,7 @@ struct Step {
 
 impl Step {
     fn new(mut dev: hob_cpu::Cpu) -> Step {
-        let spec = PageSpec { kv_heads: 3, head_dim: 64 };
+        let spec = PageSpec::f16(3, 64);
         let pool = dev.alloc_pages(&spec, 20).unwrap();
         let mut matrix = |seed, rows| weight(&mut dev, seed, WeightKind::Matrix, Format::Q8_0, rows, DIM);
         let (square, head) = ([matrix(1, DIM), matrix(2, DIM), matrix(3, DIM)], matrix(4, VOCAB));

@@ -62,7 +62,7 @@ impl World {
     }
 
     fn with(dev: &mut dyn Compute, of: Heads, rules: Rules, lengths: &[usize]) -> World {
-        let spec = PageSpec { kv_heads: of.kv_heads, head_dim: of.head_dim };
+        let spec = PageSpec::f16(of.kv_heads, of.head_dim);
         let counts: Vec<usize> = lengths.iter().map(|n| n.div_ceil(PAGE_POSITIONS)).collect();
         let total: usize = counts.iter().sum();
         let pool = dev.alloc_pages(&spec, total + 1).unwrap();
@@ -328,7 +328,7 @@ fn a_fork_copies_the_head_of_a_page() {
             let (from, to) = (world.timelines[0].pages[0], world.timelines[1].pages[0]);
             dev.copy_page(from, to, positions).unwrap();
             // A copy within one pool and one to another pool must agree.
-            let spec = PageSpec { kv_heads: of.kv_heads, head_dim: of.head_dim };
+            let spec = PageSpec::f16(of.kv_heads, of.head_dim);
             let other = dev.alloc_pages(&spec, 1).unwrap();
             dev.copy_page(from, Page { pool: other, index: 0 }, positions).unwrap();
             if positions < 256 {

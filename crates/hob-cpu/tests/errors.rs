@@ -77,7 +77,7 @@ fn freed_and_foreign_handles() {
 #[test]
 fn freed_pages() {
     on_both(|dev| {
-        let spec = PageSpec { kv_heads: 1, head_dim: 4 };
+        let spec = PageSpec::f16(1, 4);
         let pool = dev.alloc_pages(&spec, 2).unwrap();
         let page = Page { pool, index: 0 };
         dev.free_pages(pool).unwrap();
@@ -107,8 +107,8 @@ fn memory_that_cannot_be() {
         shape(dev.alloc(0, 4), "0 x 4");
         shape(dev.alloc(usize::MAX, 2), "address space");
         assert!(matches!(dev.alloc(1 << 40, 1 << 10), Err(ComputeError::Memory { .. })));
-        shape(dev.alloc_pages(&PageSpec { kv_heads: 0, head_dim: 4 }, 1), "0 KV heads");
-        shape(dev.alloc_pages(&PageSpec { kv_heads: 4, head_dim: 4 }, usize::MAX), "address space");
+        shape(dev.alloc_pages(&PageSpec::f16(0, 4), 1), "0 KV heads");
+        shape(dev.alloc_pages(&PageSpec::f16(4, 4), usize::MAX), "address space");
     });
 }
 
@@ -254,9 +254,9 @@ fn one_buffer_as_two_outputs() {
 #[test]
 fn sequences_that_do_not_fit() {
     on_both(|dev| {
-        let spec = PageSpec { kv_heads: 1, head_dim: 8 };
+        let spec = PageSpec::f16(1, 8);
         let pool = dev.alloc_pages(&spec, 2).unwrap();
-        let other = dev.alloc_pages(&PageSpec { kv_heads: 2, head_dim: 4 }, 1).unwrap();
+        let other = dev.alloc_pages(&PageSpec::f16(2, 4), 1).unwrap();
         let page = |index| Page { pool, index };
         let pages = [page(0), page(1)];
         let x = random(dev, 1, 4, 8);

@@ -4,15 +4,19 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hob_compute::Picked;
 use hob_files::ModelFile;
 use hob_model::{Batch, Layout, Model, ModelInfo};
 use hob_text::{ChatTemplate, TemplateLimits, Tokenizer};
 
+use crate::cache::{CacheConfig, Disk, Rates};
+use crate::chains::Chains;
 use crate::error::{EngineError, Result};
 use crate::job::{Event, Finished, Job, JobId};
 use crate::outcome::Outcome;
+use crate::persist::snapshot_stride;
 use crate::request::{Cancel, Request};
 use crate::runtime::Runtime;
 use crate::sampler::Scratch;
@@ -34,6 +38,11 @@ pub struct Engine {
     /// One row of logits on the host.
     pub(crate) row: Vec<f32>,
     pub(crate) scratch: Scratch,
+    /// Where pages outlive the process, if anywhere.
+    pub(crate) disk: Option<Disk>,
+    pub(crate) rates: Rates,
+    /// Positions between two kept states of a recurrent model.
+    pub(crate) snapshot_stride: Option<usize>,
     next_job: u64,
 }
 
@@ -56,18 +65,26 @@ impl Engine {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine> {
         let tokenizer = Tokenizer::from_model(&file)?;
-        let template = ChatTemplate::for_tokenizer(&tokenizer, &TemplateLimits::default()).map_err(Arc::new);
         let model = Model::load(file, &mut **runtime.device(), &layout, progress)?;
+        Ok(Self::with_model(runtime, tokenizer, model))
+    }
+
+    /// An engine on a model that was loaded on the runtime's device, under the layout it has now.
+    pub(crate) fn with_model(runtime: &Arc<Runtime>, tokenizer: Tokenizer, model: Model) -> Engine {
+        let template = ChatTemplate::for_tokenizer(&tokenizer, &TemplateLimits::default()).map_err(Arc::new);
+        let layout = model.layout().clone();
         let vocab = model.info().config.vocab;
         let shared = Shared {
             tokenizer,
             template,
             vocab,
             ctx_tokens: layout.ctx_tokens,
-            rewinds: !model.info().recurrent(),
+            chains: Mutex::new(Chains::new()),
             released: Mutex::new(Vec::new()),
         };
-        Ok(Engine {
+        let rates = Rates::guess(model.info().bytes_per_token(0, &layout.kv));
+        let snapshot_stride = snapshot_stride(&model);
+        Engine {
             runtime: Arc::clone(runtime),
             model: Some(model),
             front: Front(Arc::new(shared)),
@@ -79,8 +96,46 @@ impl Engine {
             picked: Picked::default(),
             row: Vec::new(),
             scratch: Scratch::default(),
+            disk: None,
+            rates,
+            snapshot_stride,
             next_job: 0,
-        })
+        }
+    }
+
+    /// Says what is kept beyond sequences and their pages in memory. A store on disk is opened, and what it knows of
+    /// this model is found again by its text; a store that was there before is closed.
+    ///
+    /// # Errors
+    /// When the store's folder cannot be used, or its thread not started; then nothing is kept on disk.
+    pub fn set_cache(&mut self, config: &CacheConfig) -> Result<()> {
+        self.disk = None;
+        if let Some(rate) = config.prefill_tokens_per_second {
+            self.rates.assume_prefill(rate);
+        }
+        let Some(disk) = &config.disk else { return Ok(()) };
+        let disk = Disk::open(disk, config.queue_bytes, self.model().identity())?;
+        for chain in disk.store.chains(&disk.identity) {
+            self.front.chains().insert(&chain);
+        }
+        self.disk = Some(disk);
+        Ok(())
+    }
+
+    /// Counters of the store on disk, if there is one.
+    pub fn disk_stats(&self) -> Option<hob_model::disk::Stats> {
+        self.disk.as_ref().map(|disk| disk.store.stats())
+    }
+
+    /// Waits until what was handed over for the disk is there; false if that takes longer than `wait`. Dropping the
+    /// engine does this too.
+    pub fn flush(&self, wait: Duration) -> bool {
+        self.disk.as_ref().is_none_or(|disk| disk.writer.settle(wait))
+    }
+
+    /// Takes in a timeline of another time ([`Session::tokens`]), so that its text is replayed in these tokens.
+    pub fn remember(&self, tokens: &[u32]) {
+        self.front.chains().insert(tokens);
     }
 
     /// The part that needs no model, for other threads.
@@ -135,15 +190,15 @@ impl Engine {
     ) -> std::result::Result<JobId, Box<Rejected>> {
         let ours = Arc::ptr_eq(&session.front.0, &self.front.0) && session.sequence.is_some();
         let checked = if ours {
-            request.validate(self.front.vocab()).and_then(|()| session.sync(&request.prompt))
+            request.validate(self.front.vocab()).and_then(|()| self.recall(&mut session, &request.prompt))
         } else {
             Err(EngineError::ForeignSession)
         };
         match checked {
-            Ok(synced) => {
+            Ok(recalled) => {
                 let id = JobId(self.next_job);
                 self.next_job += 1;
-                self.jobs.push(Job::new(id, session, synced, request, cancel));
+                self.jobs.push(Job::new(id, session, recalled, request, cancel));
                 Ok(id)
             }
             Err(error) => Err(Box::new(Rejected { session, error })),
@@ -233,7 +288,10 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.jobs.clear();
+        for mut job in std::mem::take(&mut self.jobs) {
+            self.keep_end(&mut job);
+        }
+        self.disk = None;
         if let Some(model) = self.model.take() {
             // Nothing can be done about a device that will not take its memory back.
             let _ = model.unload(&mut **self.runtime.device());

@@ -38,6 +38,8 @@ pub enum EngineError {
     #[error(transparent)]
     Model(Arc<hob_model::ModelError>),
     #[error(transparent)]
+    Disk(Arc<hob_model::disk::DiskError>),
+    #[error(transparent)]
     Compute(Arc<hob_compute::ComputeError>),
 }
 
@@ -64,6 +66,12 @@ impl From<hob_text::TextError> for EngineError {
 impl From<hob_model::ModelError> for EngineError {
     fn from(e: hob_model::ModelError) -> Self {
         Self::Model(Arc::new(e))
+    }
+}
+
+impl From<hob_model::disk::DiskError> for EngineError {
+    fn from(e: hob_model::disk::DiskError) -> Self {
+        Self::Disk(Arc::new(e))
     }
 }
 

@@ -6,9 +6,10 @@ use hob_text::Detokenizer;
 
 use crate::error::EngineError;
 use crate::outcome::{Figures, Finish, Outcome};
+use crate::recall::Recalled;
 use crate::request::{Cancel, Request};
 use crate::sampler::Sampler;
-use crate::session::{Session, Synced};
+use crate::session::Session;
 use crate::stop::StopMatcher;
 
 /// Names a submitted request until its [`Event::Done`].
@@ -43,7 +44,8 @@ pub(crate) struct Job {
     pub logit_row: Option<usize>,
     /// What the sampler made of that row.
     pub sampled: Option<Result<u32, EngineError>>,
-    synced: Synced,
+    /// What of the prompt was found; the steps that restore from disk go on with it.
+    pub recalled: Recalled,
     max_tokens: usize,
     ignore_eos: bool,
     stop: StopMatcher,
@@ -64,9 +66,9 @@ struct Clock {
 }
 
 impl Job {
-    pub fn new(id: JobId, session: Session, synced: Synced, request: &Request, cancel: &Cancel) -> Self {
+    pub fn new(id: JobId, session: Session, recalled: Recalled, request: &Request, cancel: &Cancel) -> Self {
         let tokenizer = session.front.tokenizer();
-        let room = (session.front.ctx_tokens() + 1).saturating_sub(synced.prompt_tokens);
+        let room = (session.front.ctx_tokens() + 1).saturating_sub(recalled.prompt_tokens);
         let text = String::with_capacity(request.max_tokens.min(room).saturating_mul(TEXT_BYTES));
         Job {
             id,
@@ -75,7 +77,7 @@ impl Job {
             rows: 0,
             logit_row: None,
             sampled: None,
-            synced,
+            recalled,
             max_tokens: request.max_tokens,
             ignore_eos: request.ignore_eos,
             stop: StopMatcher::new(&request.stop),
@@ -88,8 +90,11 @@ impl Job {
         }
     }
 
-    /// Tokens whose state is missing; at least one.
+    /// Tokens that can be run; at least one, but none while a prefix comes from disk.
     pub fn pending(&self) -> usize {
+        if self.recalled.restore.is_some() {
+            return 0;
+        }
         self.session.tokens.len() - self.session.ready
     }
 
@@ -102,7 +107,7 @@ impl Job {
     pub fn settle(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> Option<Result<Finish, EngineError>> {
         self.session.ready += self.rows;
         let Some(sampled) = self.sampled.take() else {
-            sink(Event::Prefill { ready: self.session.ready, of: self.synced.prompt_tokens });
+            sink(Event::Prefill { ready: self.session.ready, of: self.recalled.prompt_tokens });
             return None;
         };
         match sampled {
@@ -147,7 +152,7 @@ impl Job {
     }
 
     fn generated(&self) -> usize {
-        self.session.tokens.len() - self.synced.prompt_tokens
+        self.session.tokens.len() - self.recalled.prompt_tokens
     }
 
     /// Ends the reply: what was held back is emitted, the figures are drawn up.
@@ -167,8 +172,7 @@ impl Job {
             }
         }
         let figures = self.figures(bytes_per_token);
-        let tokens = self.session.tokens[self.synced.prompt_tokens..].to_vec();
-        self.session.record_reply(&tokens);
+        let tokens = self.session.tokens[self.recalled.prompt_tokens..].to_vec();
         let seed = self.sampler.seed();
         let outcome = Outcome { text: self.text, tokens, finish, seed, figures };
         Finished { session: self.session, result: Ok(outcome) }
@@ -187,11 +191,9 @@ impl Job {
         };
         let generated_tokens = self.generated();
         // Each decode step ran one sampled token; the prompt's last token gave the first.
-        let decode_steps = self.session.ready.saturating_sub(self.synced.prompt_tokens);
-        let middle = self.synced.prompt_tokens + decode_steps / 2;
-        Figures {
-            prompt_tokens: self.synced.prompt_tokens,
-            reused_tokens: self.synced.reused_tokens,
+        let decode_steps = self.session.ready.saturating_sub(self.recalled.prompt_tokens);
+        let middle = self.recalled.prompt_tokens + decode_steps / 2;
+        let mut figures = Figures {
             prefill_micros: between(started, first_token),
             generated_tokens,
             decode_steps,
@@ -202,7 +204,10 @@ impl Job {
             } else {
                 0
             },
-        }
+            ..Figures::default()
+        };
+        self.recalled.figures(&mut figures);
+        figures
     }
 }
 

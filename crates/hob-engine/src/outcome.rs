@@ -32,8 +32,16 @@ pub struct Outcome {
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     pub prompt_tokens: usize,
-    /// Prompt tokens whose state was still there.
+    /// Prompt tokens whose state was still in memory.
     pub reused_tokens: usize,
+    /// Prompt tokens whose state came from disk.
+    pub restored_tokens: usize,
+    /// Time taken by restoring.
+    pub restore_micros: u64,
+    /// What restoring was expected to take, from the bytes and the measured rate; 0 if the disk had nothing.
+    pub restore_estimate_micros: u64,
+    /// What running those tokens was expected to take instead.
+    pub recompute_estimate_micros: u64,
     /// From the first step to the first sampled token.
     pub prefill_micros: u64,
     /// Sampled tokens, without the end token.
@@ -49,9 +57,14 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Prompt tokens that were not run: from memory and from disk.
+    pub fn cached_tokens(&self) -> usize {
+        self.reused_tokens + self.restored_tokens
+    }
+
     /// Prompt tokens run per second of prefill; `None` before anything was measured.
     pub fn prefill_tokens_per_second(&self) -> Option<f64> {
-        rate((self.prompt_tokens - self.reused_tokens.min(self.prompt_tokens)) as f64, self.prefill_micros)
+        rate(self.prompt_tokens.saturating_sub(self.cached_tokens()) as f64, self.prefill_micros)
     }
 
     /// Decode steps per second; `None` when there was none.
@@ -77,13 +90,15 @@ mod tests {
     fn rates_come_from_the_counts() {
         let f = Figures {
             prompt_tokens: 110,
-            reused_tokens: 10,
+            reused_tokens: 6,
+            restored_tokens: 4,
             prefill_micros: 500_000,
             generated_tokens: 21,
             decode_steps: 20,
             decode_micros: 2_000_000,
             first_token_micros: 600_000,
             decode_bytes: 8_000_000_000,
+            ..Figures::default()
         };
         assert_eq!(f.prefill_tokens_per_second(), Some(200.0));
         assert_eq!(f.decode_tokens_per_second(), Some(10.0));

@@ -2,11 +2,13 @@
 //!
 //! Callers always hand over the full prefix; no caller manages positions. It must not know batches.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hob_compute::PAGE_POSITIONS;
 use hob_model::SeqId;
 use hob_text::{ChatInput, ChatTemplate, Message, Special, TextError, Tokenizer};
 
+use crate::chains::{Chains, Spelling};
 use crate::error::{EngineError, Result};
 use crate::request::{Prompt, Segment};
 
@@ -17,8 +19,8 @@ pub(crate) struct Shared {
     pub template: std::result::Result<ChatTemplate, Arc<TextError>>,
     pub vocab: usize,
     pub ctx_tokens: usize,
-    /// Whether state can go back to any earlier position; recurrent state can only be kept whole or dropped.
-    pub rewinds: bool,
+    /// Chains of tokens that were run or stored, found again by their text.
+    pub chains: Mutex<Chains>,
     /// Sequences of dropped sessions, freed by the engine when it next looks.
     pub released: Mutex<Vec<SeqId>>,
 }
@@ -70,7 +72,9 @@ impl Front {
         Ok(template.render(&input)?)
     }
 
-    /// The tokens of a prompt, with the beginning-of-sequence token if the model wants one and the text has none.
+    /// The tokens of a prompt, with the beginning-of-sequence token if the model wants one and the text has none. A
+    /// prompt of text alone begins with the longest known chain that spells the same: what was sampled stays what it
+    /// was, however its text would be tokenized today.
     ///
     /// # Errors
     /// Empty prompts, token ids outside the vocabulary, more tokens than the context holds.
@@ -87,6 +91,9 @@ impl Front {
         if tokens.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
+        if prompt.segments.iter().all(|s| matches!(s, Segment::Text(_))) {
+            tokens = self.chains().replay(tokens, tokenizer);
+        }
         if let Some(&token) = tokens.iter().find(|&&t| t as usize >= self.0.vocab) {
             return Err(EngineError::UnknownToken { token, vocab: self.0.vocab });
         }
@@ -96,23 +103,23 @@ impl Front {
         }
         Ok(tokens)
     }
+
+    pub(crate) fn chains(&self) -> MutexGuard<'_, Chains> {
+        self.0.chains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// What [`Session::sync`] found.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Synced {
-    pub prompt_tokens: usize,
-    /// Leading tokens whose state is kept; always less than `prompt_tokens`, so that there are logits to sample.
-    pub reused_tokens: usize,
+impl Spelling for Tokenizer {
+    fn bytes(&self, token: u32) -> &[u8] {
+        self.token_bytes(token)
+    }
+
+    fn is_special(&self, token: u32) -> bool {
+        Tokenizer::is_special(self, token)
+    }
 }
 
-/// A part of the timeline as text, and as the tokens the model sampled for it.
-struct Piece {
-    text: String,
-    sampled: Option<Vec<u32>>,
-}
-
-/// One timeline. Dropping it gives its memory back to the engine.
+/// One timeline. Dropping it gives its memory back to the engine, which remembers what it held.
 pub struct Session {
     pub(crate) front: Front,
     /// `None` only while the session is lent to a running job.
@@ -120,13 +127,24 @@ pub struct Session {
     pub(crate) tokens: Vec<u32>,
     /// `tokens[..ready]` are in the model's state; at least one token is not.
     pub(crate) ready: usize,
-    pieces: Vec<Piece>,
+    pub(crate) stored: Stored,
+}
+
+/// How far the timeline is safe outside the sequence.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// Leading tokens whose image is on disk or on its way there.
+    pub tokens: usize,
+    /// The writer's epoch in which that was true.
+    pub epoch: u64,
+    /// Leading tokens in sealed pages.
+    pub sealed: usize,
 }
 
 impl Session {
     pub(crate) fn new(front: Front, sequence: Option<SeqId>) -> Self {
         let tokens = Vec::with_capacity(if sequence.is_some() { front.ctx_tokens() + 1 } else { 0 });
-        Session { front, sequence, tokens, ready: 0, pieces: Vec::new() }
+        Session { front, sequence, tokens, ready: 0, stored: Stored::default() }
     }
 
     /// The timeline: last prompt and reply.
@@ -139,75 +157,14 @@ impl Session {
         self.ready
     }
 
-    /// Makes `prompt` the timeline and keeps the state of the longest prefix both have in common; with recurrent state,
-    /// all of it or nothing.
-    ///
-    /// # Errors
-    /// As [`Front::tokenize`]; the session is unchanged then.
-    pub fn sync(&mut self, prompt: &Prompt) -> Result<Synced> {
-        let tokens = self.front.tokenize(prompt)?;
-        let common = self.tokens[..self.ready].iter().zip(&tokens).take_while(|(a, b)| a == b).count();
-        let kept = common.min(tokens.len() - 1);
-        self.ready = if kept == self.ready || self.front.0.rewinds { kept } else { 0 };
+    /// Makes `tokens` the timeline, of which the sequence holds the first `ready`.
+    pub(crate) fn set(&mut self, tokens: &[u32], ready: usize) {
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.stored.tokens = self.stored.tokens.min(common);
+        self.stored.sealed = ready - ready % PAGE_POSITIONS;
         self.tokens.clear();
-        self.tokens.extend_from_slice(&tokens);
-        self.pieces.clear();
-        for segment in &prompt.segments {
-            self.pieces.push(match segment {
-                Segment::Text(text) => Piece { text: text.clone(), sampled: None },
-                Segment::Tokens(ids) => {
-                    Piece { text: self.front.tokenizer().decode(ids), sampled: Some(ids.clone()) }
-                }
-            });
-        }
-        Ok(Synced { prompt_tokens: tokens.len(), reused_tokens: self.ready })
-    }
-
-    /// Splits a newly rendered conversation so that replies this session sampled stay the tokens they were, however
-    /// their text would be tokenized today. Where the text differs from the past, it is plain text from there on.
-    ///
-    /// # Errors
-    /// What the tokenizer says about the text behind a reply.
-    pub fn prompt_for(&self, rendered: &str) -> Result<Prompt> {
-        let mut segments = Vec::new();
-        let mut rest = rendered;
-        // `plain` is text that was recognized but not yet closed by a sampled piece.
-        let mut plain = 0;
-        for piece in &self.pieces {
-            let Some(after) = rest[plain..].strip_prefix(piece.text.as_str()) else { break };
-            match &piece.sampled {
-                None => plain += piece.text.len(),
-                Some(ids) if !ids.is_empty() && self.starts_anew(after)? => {
-                    if plain > 0 {
-                        segments.push(Segment::Text(rest[..plain].to_owned()));
-                    }
-                    segments.push(Segment::Tokens(ids.clone()));
-                    rest = after;
-                    plain = 0;
-                }
-                Some(_) => break,
-            }
-        }
-        if !rest.is_empty() {
-            segments.push(Segment::Text(rest.to_owned()));
-        }
-        Ok(Prompt { segments })
-    }
-
-    /// Records a finished reply as sampled tokens behind the prompt.
-    pub(crate) fn record_reply(&mut self, sampled: &[u32]) {
-        let text = self.front.tokenizer().decode(sampled);
-        self.pieces.push(Piece { text, sampled: Some(sampled.to_vec()) });
-    }
-
-    /// Whether `text` is empty or begins with a special token, so that cutting in front of it changes no token.
-    fn starts_anew(&self, text: &str) -> Result<bool> {
-        let mut end = text.len().min(64);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        let tokens = self.front.tokenizer().encode(&text[..end], Special::Parse)?;
-        Ok(tokens.first().is_none_or(|&t| self.front.tokenizer().is_special(t)))
+        self.tokens.extend_from_slice(tokens);
+        self.ready = ready;
     }
 }
 

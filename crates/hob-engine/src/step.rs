@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use hob_compute::{Compute, Pick, Picked, Token};
 use hob_model::{Batch, Model, Row};
@@ -14,7 +15,12 @@ use crate::engine::Engine;
 use crate::error::{EngineError, Result};
 use crate::job::{Event, Job, JobId};
 use crate::outcome::Finish;
+use crate::persist::rows_to_snapshot;
+use crate::recall::empty;
 use crate::sampler::{Need, NotFinite, Scratch};
+
+/// A pass of at least so many rows tells how fast prompts are run.
+const PREFILL_ROWS: usize = 64;
 
 type Sink<'a> = &'a mut dyn FnMut(JobId, Event<'_>);
 
@@ -24,14 +30,15 @@ impl Engine {
     /// Errors reach the jobs concerned through [`Event::Done`].
     pub fn step(&mut self, sink: Sink<'_>) -> usize {
         self.end_cancelled(sink);
+        self.restore_pieces(sink);
         // The pass and the sampling are guarded; the caller's sink is not our business and runs outside.
         let ran = catch_unwind(AssertUnwindSafe(|| {
             self.schedule();
-            self.run()
+            self.run()?;
+            self.keep_pages()
         }));
         let ran = ran.unwrap_or_else(|panic| {
-            // What the state holds now is unknown.
-            self.jobs.iter_mut().filter(|j| j.rows > 0).for_each(|j| j.session.ready = 0);
+            self.forget_batch();
             Err(EngineError::Panic(panic_text(&*panic)))
         });
         match ran {
@@ -59,11 +66,15 @@ impl Engine {
 
     /// Fills the batch.
     fn schedule(&mut self) {
-        let Engine { jobs, batch, model, .. } = self;
+        let Engine { jobs, batch, .. } = self;
         batch.rows.clear();
-        let mut room = Room { rows: self.chunk_rows, logit_rows: self.logit_rows, next_logit_row: 0 };
+        let mut room = Room {
+            rows: self.chunk_rows,
+            logit_rows: self.logit_rows,
+            next_logit_row: 0,
+            snapshot_stride: self.snapshot_stride,
+        };
         for job in jobs.iter_mut() {
-            model.iter().for_each(|model| rebuild_unless_resumable(model, job));
             job.rows = 0;
             job.logit_row = None;
             job.sampled = None;
@@ -92,9 +103,13 @@ impl Engine {
         let device = &mut **runtime.device();
         let model = self.model.as_mut().expect("the model is there until the engine is dropped");
         for job in self.jobs.iter().filter(|j| j.rows > 0) {
-            rewind(model, job)?;
+            check_length(model, job)?;
         }
+        let since = Instant::now();
         let rows = model.step(device, &self.batch)?;
+        if self.batch.rows.len() >= PREFILL_ROWS {
+            self.rates.ran(self.batch.rows.len(), since.elapsed());
+        }
         let expected = self.jobs.iter().filter(|j| j.logit_row.is_some()).count();
         if rows != expected {
             return Err(EngineError::Internal(format!(
@@ -153,11 +168,21 @@ impl Engine {
     }
 
     fn end(&mut self, index: usize, finish: Finish, sink: Sink<'_>) {
-        let job = self.jobs.remove(index);
+        let mut job = self.jobs.remove(index);
         let id = job.id;
-        let info = self.model().info();
-        let finished = job.finish(finish, &|position| info.bytes_per_token(position), &mut |e| sink(id, e));
+        self.keep_end(&mut job);
+        let (info, kv) = (self.model().info(), &self.model().layout().kv);
+        let finished =
+            job.finish(finish, &|position| info.bytes_per_token(position, kv), &mut |e| sink(id, e));
         sink(id, Event::Done(Box::new(finished)));
+    }
+
+    /// After a panic: what the state of the batch holds is unknown.
+    fn forget_batch(&mut self) {
+        let Some(model) = self.model.as_mut() else { return };
+        for job in self.jobs.iter_mut().filter(|j| j.rows > 0) {
+            job.session.ready = job.session.sequence.map_or(0, |sequence| empty(model, sequence));
+        }
     }
 
     fn fail_batch(&mut self, error: &EngineError, sink: Sink<'_>) {
@@ -167,7 +192,10 @@ impl Engine {
                 i += 1;
                 continue;
             }
-            let job = self.jobs.remove(i);
+            let mut job = self.jobs.remove(i);
+            let held = job.session.sequence.and_then(|s| self.model().seq_len(s).ok());
+            // Recurrent state of a failed pass is gone.
+            job.session.ready = job.session.ready.min(held.unwrap_or(0));
             let id = job.id;
             sink(id, Event::Done(Box::new(job.fail(error.clone()))));
         }
@@ -179,6 +207,8 @@ struct Room {
     rows: usize,
     logit_rows: usize,
     next_logit_row: usize,
+    /// Where the jobs of a recurrent model are to stop.
+    snapshot_stride: Option<usize>,
 }
 
 impl Room {
@@ -186,7 +216,11 @@ impl Room {
     fn add(&mut self, job: &mut Job, batch: &mut Batch) {
         let Some(sequence) = job.session.sequence else { return };
         let pending = job.pending();
+        let ready = job.session.ready;
         let mut take = pending.min(self.rows);
+        if let Some(stride) = self.snapshot_stride {
+            take = take.min(rows_to_snapshot(stride, ready, job.recalled.prompt_tokens));
+        }
         if take == pending && self.logit_rows == 0 {
             take -= 1;
         }
@@ -194,7 +228,6 @@ impl Room {
             return;
         }
         job.begin();
-        let ready = job.session.ready;
         let last = if take == pending { ready + take - 1 } else { usize::MAX };
         for position in ready..ready + take {
             let token = Token::Host(job.session.tokens[position]);
@@ -210,24 +243,13 @@ impl Room {
     }
 }
 
-/// Recurrent state that is not what the session wants cannot be cut to it: the timeline is run again from 0.
-fn rebuild_unless_resumable(model: &Model, job: &mut Job) {
-    let (Some(sequence), ready) = (job.session.sequence, job.session.ready) else { return };
-    if model.info().recurrent() && !model.can_truncate(sequence, ready).unwrap_or(false) {
-        job.session.ready = 0;
-    }
-}
-
-/// Brings the model's sequence back to the positions the session still wants.
-fn rewind(model: &mut Model, job: &Job) -> Result<()> {
+/// The model must hold exactly what the session counts as ready.
+fn check_length(model: &Model, job: &Job) -> Result<()> {
     let Some(sequence) = job.session.sequence else { return Err(EngineError::ForeignSession) };
     let (held, ready) = (model.seq_len(sequence)?, job.session.ready);
-    if held < ready {
+    if held != ready {
         let what = format!("the session counts {ready} positions, the model holds {held}");
         return Err(EngineError::Internal(what));
-    }
-    if held > ready {
-        model.truncate(sequence, ready)?;
     }
     Ok(())
 }

@@ -2,14 +2,12 @@
 
 mod common;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use common::faulty::Faulty;
 use common::*;
 use hob_engine::*;
-use hob_model::Layout;
+use hob_model::{KvLayout, Layout};
 use hob_testkit::tiny::{TinySpec, f32_encode, vocab};
 
 /// Greedy, device top-k, full row, penalties with bias.
@@ -121,57 +119,21 @@ fn a_common_prefix_is_reused_and_gives_the_same_answer() {
 }
 
 #[test]
-fn sync_keeps_the_longest_common_prefix() {
+fn prompts_of_text_and_tokens_share_one_timeline() {
     let tiny = Tiny::new();
     let mut engine = tiny.engine(layout(1, 16));
     let mut session = engine.session().unwrap();
-    let synced = |prompt_tokens, reused_tokens| Synced { prompt_tokens, reused_tokens };
-    assert_eq!(session.sync(&Prompt::text("the other")).unwrap().reused_tokens, 0);
     assert_eq!(session.ready_tokens(), 0);
     generate(&mut engine, &mut session, &greedy(prompt(3, 30), 4)).unwrap();
     assert_eq!(session.ready_tokens(), 33);
-    assert_eq!(session.sync(&Prompt::tokens(prompt(3, 50))).unwrap(), synced(50, 30));
-    assert_eq!(session.sync(&Prompt::tokens(prompt(3, 5))).unwrap(), synced(5, 4));
     let mixed = Prompt {
         segments: vec![Segment::Tokens(prompt(3, 3)), Segment::Text("on".into()), Segment::Tokens(vec![7])],
     };
     let text = engine.tokenizer().encode("on", hob_text::Special::Parse).unwrap();
-    let synced_mixed = session.sync(&mixed).unwrap();
-    assert_eq!(synced_mixed, synced(3 + text.len() + 1, 3));
-    assert_eq!(session.tokens(), [prompt(3, 3), text, vec![7]].concat());
-}
-
-/// A rendered conversation that goes on keeps the sampled tokens, though its text would be tokenized differently.
-#[test]
-fn sampled_replies_stay_the_tokens_they_were() {
-    let tiny = Tiny::new();
-    let mut engine = tiny.engine(layout(1, 64));
-    let mut session = engine.session().unwrap();
-    let opening = "<|im_start|>user\nhello there<|im_end|>\n<|im_start|>assistant\n";
-    // 't', 'h', 'e' one by one: its text would be two tokens, 't' and 'he'.
-    let letters: Vec<u32> = "the".bytes().map(|b| u32::from(b) + vocab::SPECIAL.len() as u32).collect();
-    assert_eq!(engine.tokenizer().encode("the", hob_text::Special::Parse).unwrap().len(), 2);
-    let pinned = Prompt { segments: vec![Segment::Text(opening.into()), Segment::Tokens(letters.clone())] };
-    let asked = Request { sampling: Sampling::greedy(), max_tokens: 1, ..Request::new(pinned) };
-    generate(&mut engine, &mut session, &asked).unwrap();
-    let rendered = format!("{opening}the<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n");
-    let prompt = session.prompt_for(&rendered).unwrap();
-    assert_eq!(
-        prompt.segments,
-        [
-            Segment::Text(opening.into()),
-            Segment::Tokens(letters),
-            Segment::Text("<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n".into()),
-        ]
-    );
-    let synced = session.sync(&prompt).unwrap();
-    assert_eq!(synced.reused_tokens, engine.front().tokenize(&Prompt::text(opening)).unwrap().len() + 3);
-    // An edited past, a reply that goes on without a break, another conversation: plain text.
-    for other in [rendered.replace("hello", "hullo"), format!("{opening}them"), "new".to_owned()] {
-        assert_eq!(session.prompt_for(&other).unwrap(), Prompt::text(other));
-    }
-    // The pins survive the sync, so a third turn finds them too.
-    assert_eq!(session.prompt_for(&rendered).unwrap().segments.len(), 3);
+    let asked = Request { sampling: Sampling::greedy(), max_tokens: 1, ..Request::new(mixed) };
+    let outcome = generate(&mut engine, &mut session, &asked).unwrap();
+    assert_eq!((outcome.figures.prompt_tokens, outcome.figures.reused_tokens), (3 + text.len() + 1, 3));
+    assert_eq!(session.tokens()[..3 + text.len() + 1], [prompt(3, 3), text, vec![7]].concat());
 }
 
 #[test]
@@ -396,10 +358,8 @@ fn logits_that_are_not_numbers_are_an_error() {
 
 /// A runtime whose device panics (or, for negative values, refuses) on cue.
 fn faulty() -> (Arc<Runtime>, Arc<AtomicI64>) {
-    let cpu = hob_cpu::CpuConfig { threads: 2, exact: false, isa: None, pin: false };
-    let countdown = Arc::new(AtomicI64::new(0));
-    let inner = Box::new(hob_cpu::Cpu::new(&cpu).unwrap());
-    (Runtime::with_device(Box::new(Faulty { inner, countdown: Arc::clone(&countdown) })), countdown)
+    let watched = Watched::new(320);
+    (watched.runtime, watched.countdown)
 }
 
 #[test]
@@ -477,7 +437,7 @@ fn figures_count_what_happened() {
     let outcome = alone(&mut engine, &greedy(prompt(1, 30), 11));
     let f = outcome.figures;
     assert_eq!((f.prompt_tokens, f.reused_tokens, f.generated_tokens, f.decode_steps), (30, 0, 11, 10));
-    assert_eq!(f.decode_bytes, 10 * engine.info().bytes_per_token(35));
+    assert_eq!(f.decode_bytes, 10 * engine.info().bytes_per_token(35, &KvLayout::default()));
     assert!(f.first_token_micros >= f.prefill_micros);
     let seeded = Sampling { seed: Some(5), ..Sampling::default() };
     assert_eq!(alone(&mut engine, &request(prompt(1, 4), seeded, 2)).seed, 5);
@@ -499,9 +459,7 @@ fn chat_is_rendered_with_the_models_template() {
 
 /// A model whose layers remember more than keys and values.
 fn recurrent(runtime: &Arc<Runtime>) -> Engine {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hob-model/tests/golden/lfm2/model.f32.gguf");
-    let file = Arc::new(hob_files::ModelFile::open(&path).unwrap());
-    Engine::load(runtime, file, layout(2, 16), &mut |_, _| {}).unwrap()
+    load(runtime, &reference_model("lfm2"), layout(2, 16))
 }
 
 #[test]

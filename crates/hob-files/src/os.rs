@@ -1,13 +1,16 @@
-//! What std does not offer: mapping a file, dropping its page cache, free disk space, portable positioned reads.
+//! What std does not offer everywhere: mapping a file, dropping its page cache, free disk space, positioned reads and
+//! writes, private folders.
 //! The only module of the crate with `unsafe`. It must not know formats.
 //!
 //! **Documented risk.** A mapping shows the file as it is *now*. If another process truncates the file while it is
 //! mapped, touching the lost part raises SIGBUS; if it rewrites the file, already checked bytes may change. Parsers
 //! therefore copy what they keep out of the mapping, weights go through positioned reads (which fail with an error
-//! instead), and hob's own writers never change a file in place (`store` renames).
+//! instead), and hob's own writers never change a file in place (`store` renames or appends).
 #![allow(unsafe_code, reason = "mapping and system calls; every other module is denied it")]
 
-use std::fs::File;
+#[cfg(unix)]
+use std::fs::Permissions;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
 
@@ -56,6 +59,84 @@ pub(crate) fn read_exact_at(file: &File, mut buf: &mut [u8], mut offset: u64) ->
         }
     }
     Ok(())
+}
+
+/// Writes all of `buf` at `offset` without moving the file's cursor.
+#[cfg(unix)]
+pub(crate) fn write_all_at(file: &File, buf: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, buf, offset)
+}
+
+/// Writes all of `buf` at `offset`.
+#[cfg(windows)]
+pub(crate) fn write_all_at(file: &File, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !buf.is_empty() {
+        match file.seek_write(buf, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                buf = &buf[count..];
+                offset += count as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Whether an open file still has a name.
+#[cfg(unix)]
+pub(crate) fn is_linked(facts: &Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::nlink(facts) > 0
+}
+
+#[cfg(not(unix))]
+pub(crate) fn is_linked(_facts: &Metadata) -> bool {
+    true
+}
+
+/// Takes the rights of others on an open file away.
+#[cfg(unix)]
+pub(crate) fn tighten(file: &File, facts: &Metadata) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match facts.permissions().mode() & 0o077 {
+        0 => Ok(()),
+        _ => file.set_permissions(Permissions::from_mode(0o600)),
+    }
+}
+
+/// Takes the rights of others on a folder away, and leaves the owner's.
+#[cfg(unix)]
+pub(crate) fn tighten_folder(path: &Path, facts: &Metadata) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match facts.permissions().mode() {
+        mode if mode & 0o077 == 0 => Ok(()),
+        mode => std::fs::set_permissions(path, Permissions::from_mode(mode & 0o700)),
+    }
+}
+
+/// Makes a folder for its owner only, with its parents.
+#[cfg(unix)]
+pub(crate) fn make_private_folder(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Elsewhere a user's folders are private by inheritance.
+#[cfg(not(unix))]
+pub(crate) fn tighten(_file: &File, _facts: &Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+pub(crate) fn tighten_folder(_path: &Path, _facts: &Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+pub(crate) fn make_private_folder(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)
 }
 
 /// Tells the kernel that `len` bytes from `offset` will not be needed again. A hint: failure is not an error.

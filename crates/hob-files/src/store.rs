@@ -1,6 +1,11 @@
 //! The one durable-write helper of hob: a file appears whole under its name or not at all, whatever kills the process
 //! or the machine on the way. Temp file in the same folder, write, fsync, rename, fsync the folder; optionally with a
-//! checksum that [`read_checked`] verifies. It must not know what is stored.
+//! checksum that [`read_checked`] verifies. [`AppendFile`] is the other shape of durable file: one that grows.
+//! It must not know what is stored.
+
+mod append;
+#[cfg(any(test, feature = "faults"))]
+pub mod faults;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -13,6 +18,8 @@ use crate::Result;
 use crate::error::{FileError, io_error};
 use crate::folder::parent;
 use crate::os;
+
+pub use append::{AppendFile, FileLock, StoredFile, private_folder, remove_unlocked, sync_file};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -136,7 +143,7 @@ impl AtomicFile {
         if options.private {
             std::os::unix::fs::OpenOptionsExt::mode(&mut open, 0o600);
         }
-        let file = step("create").and_then(|()| open.open(&temp));
+        let file = step("create", path).and_then(|()| open.open(&temp));
         let file = file.map_err(|e| explain_io(path, 0, "create it", e))?;
         Ok(AtomicFile {
             path: path.to_path_buf(),
@@ -155,24 +162,25 @@ impl AtomicFile {
 
     /// Makes the file durable under its name: flush, fsync, rename, fsync of the folder.
     pub fn commit(mut self) -> Result<()> {
+        let path = &self.path;
         let footer = self.hash.as_ref().map(|hash| make_footer(self.written, hash));
         let finish = |out: Option<BufWriter<File>>| -> io::Result<()> {
             let mut out = out.ok_or_else(|| io::Error::other("the file was already closed"))?;
             if let Some(footer) = footer {
                 out.write_all(&footer)?;
             }
-            step("flush")?;
+            step("flush", path)?;
             let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-            step("sync")?;
+            step("sync", path)?;
             file.sync_all()?;
-            step("rename")
+            step("rename", path)
         };
         let out = self.out.take();
         finish(out)
             .and_then(|()| fs::rename(&self.temp, &self.path))
             .map_err(|e| self.explain("write it", e))?;
         self.committed = true;
-        step("sync folder")
+        step("sync folder", &self.path)
             .and_then(|()| sync_folder(parent(&self.path)))
             .map_err(|e| self.explain("make it durable", e))
     }
@@ -187,7 +195,7 @@ impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (path, written) = (&self.path, self.written);
         let out = self.out.as_mut().ok_or_else(|| io::Error::other("the file was already closed"))?;
-        let count = step("write").and_then(|()| out.write(bytes)).map_err(|e| match is_full(&e) {
+        let count = step("write", path).and_then(|()| out.write(bytes)).map_err(|e| match is_full(&e) {
             true => io::Error::new(e.kind(), explain_io(path, written, "write it", e)),
             false => e,
         })?;
@@ -261,32 +269,27 @@ fn sync_folder(_folder: &Path) -> io::Result<()> {
 }
 
 /// A point at which the tests let the system fail.
-#[cfg(not(test))]
-fn step(_name: &str) -> io::Result<()> {
+#[cfg(not(any(test, feature = "faults")))]
+fn step(_name: &'static str, _path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
-use tests::step;
+#[cfg(any(test, feature = "faults"))]
+use faults::step;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use hob_testkit::temp::TempDir;
     use std::cell::RefCell;
+    use std::rc::Rc;
 
-    thread_local! {
-        /// The step that fails next on this thread, and how.
-        static FAIL: RefCell<Option<(&'static str, i32)>> = const { RefCell::new(None) };
-        static SEEN: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
-    }
-
-    pub(super) fn step(name: &'static str) -> io::Result<()> {
-        SEEN.with_borrow_mut(|seen| seen.push(name));
-        FAIL.with_borrow(|fail| match fail {
-            Some((at, code)) if *at == name => Err(io::Error::from_raw_os_error(*code)),
-            _ => Ok(()),
-        })
+    /// Fails every step of that name on this thread.
+    fn fail_at(name: &'static str, code: i32) {
+        faults::set(Some(Box::new(move |step, _| match step == name {
+            true => Err(io::Error::from_raw_os_error(code)),
+            false => Ok(()),
+        })));
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -301,9 +304,15 @@ mod tests {
     #[test]
     fn the_steps_happen_in_the_durable_order() {
         let folder = TempDir::new("order");
-        SEEN.with_borrow_mut(Vec::clear);
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let log = seen.clone();
+        faults::set(Some(Box::new(move |step, _| {
+            log.borrow_mut().push(step);
+            Ok(())
+        })));
         write_atomic(&folder.join("a"), b"text").unwrap();
-        assert_eq!(SEEN.take(), STEPS);
+        faults::set(None);
+        assert_eq!(*seen.borrow(), STEPS);
         assert_eq!(fs::read(folder.join("a")).unwrap(), b"text");
         assert_eq!(names(folder.path()), ["a"]);
     }
@@ -315,9 +324,9 @@ mod tests {
         for checked in [false, true] {
             for fail in STEPS {
                 write_atomic(&path, b"old").unwrap();
-                FAIL.set(Some((fail, libc::EIO)));
+                fail_at(fail, libc::EIO);
                 let result = write_with(&path, b"new content", Options { private: true, checked });
-                FAIL.set(None);
+                faults::set(None);
                 let message = result.expect_err(fail).to_string();
                 assert!(message.contains("cannot"), "{fail}: {message}");
                 // Only the last step comes after the rename.
@@ -333,9 +342,9 @@ mod tests {
         let folder = TempDir::new("full");
         let path = folder.join("a");
         for fail in ["create", "write", "flush", "sync"] {
-            FAIL.set(Some((fail, libc::ENOSPC)));
+            fail_at(fail, libc::ENOSPC);
             let error = write_atomic(&path, b"12345").unwrap_err();
-            FAIL.set(None);
+            faults::set(None);
             let FileError::DiskFull { written, free, .. } = &error else { panic!("{fail}: {error}") };
             assert_eq!(*written, if matches!(fail, "create" | "write") { 0 } else { 5 }, "{fail}");
             assert!(*free > 0);

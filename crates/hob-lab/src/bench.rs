@@ -5,7 +5,7 @@
 mod report;
 mod rig;
 
-use hob_model::{Layout, ModelError, ModelInfo, TensorSource};
+use hob_model::{KvLayout, Layout, ModelError, ModelInfo, TensorSource};
 
 pub use report::{HEADER, Kv, Limit, Quantiles, Report, Row, Sample, Test};
 use rig::Rig;
@@ -45,8 +45,24 @@ pub struct BenchConfig {
     /// Positions to start at.
     pub depths: Vec<usize>,
     pub ctx_tokens: usize,
+    /// Ways of keeping K and V, measured one after the other on the same weights.
+    pub kv: Vec<KvFormats>,
     /// Longest time to fill the context with real tokens up to a depth; the rest is synthetic.
     pub fill_seconds: f64,
+}
+
+/// One way of keeping K and V, and the name that its rows carry.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KvFormats {
+    pub name: String,
+    pub layout: KvLayout,
+}
+
+impl KvFormats {
+    /// f16 everywhere.
+    pub fn f16() -> Self {
+        Self { name: "f16".to_string(), layout: KvLayout::default() }
+    }
 }
 
 impl BenchConfig {
@@ -88,6 +104,9 @@ impl BenchConfig {
         if self.repeat == 0 {
             return wrong("repeat", "at least 1", "0".into());
         }
+        if self.kv.is_empty() {
+            return wrong("kv", "at least one format", "none".into());
+        }
         if self.fill_seconds.is_nan() || self.fill_seconds < 0.0 {
             return wrong("fill_seconds", "a number of at least 0", self.fill_seconds.to_string());
         }
@@ -126,10 +145,15 @@ pub fn run(config: &BenchConfig, subject: &Subject<'_>, watch: &mut dyn Watch) -
     for &threads in &config.threads {
         watch.phase(&format!("loading {} for {threads} threads", subject.name));
         let logit_rows = config.rows.iter().copied().max().unwrap_or(1);
-        let layout = Layout { threads, logit_rows, ..Layout::new(config.ctx_tokens) };
+        // Not f16 first, which may not fit where the formats asked for do.
+        let kv = config.kv.first().map(|kv| kv.layout.clone()).unwrap_or_default();
+        let layout = Layout { threads, logit_rows, kv, ..Layout::new(config.ctx_tokens) };
         let mut rig = Rig::load(subject, &layout)?;
         report.isa = rig.isa().to_string();
-        let measured = measure(config, &mut rig, watch, &mut report);
+        let measured = config.kv.iter().try_for_each(|kv| {
+            rig.relayout(&kv.layout)?;
+            measure(config, &kv.name, &mut rig, watch, &mut report)
+        });
         rig.unload()?;
         measured?;
     }
@@ -138,6 +162,7 @@ pub fn run(config: &BenchConfig, subject: &Subject<'_>, watch: &mut dyn Watch) -
 
 fn measure(
     config: &BenchConfig,
+    kv_format: &str,
     rig: &mut Rig,
     watch: &mut dyn Watch,
     report: &mut Report,
@@ -153,12 +178,13 @@ fn measure(
         ];
         let checks = config.rows.iter().map(|&rows| Test::Check { rows, steps: CHECK_STEPS });
         for test in tests.into_iter().flatten().chain(checks) {
-            watch.phase(&format!("{test} at {depth}, {} threads", rig.threads()));
+            watch.phase(&format!("{test} at {depth}, {kv_format}, {} threads", rig.threads()));
             // The first takes page faults and cold caches, and is not kept.
             rig.sample(test, depth)?;
             let samples =
                 (0..config.repeat).map(|_| rig.sample(test, depth)).collect::<Result<Vec<_>, _>>()?;
-            let row = Row::new(rig.threads(), test, depth, kv, samples);
+            let format = (kv_format, rig.kv_bytes_per_token());
+            let row = Row::new(rig.threads(), test, depth, kv, samples).with_format(format);
             watch.row(&row);
             report.rows.push(row);
         }
@@ -179,6 +205,7 @@ mod tests {
             repeat: 2,
             depths: vec![32_768, 0, 2048, 2048],
             ctx_tokens: 4096,
+            kv: vec![KvFormats::f16()],
             fill_seconds: 1.0,
         }
     }
@@ -201,6 +228,7 @@ mod tests {
         assert!(error(BenchConfig { repeat: 0, ..config() }).starts_with("repeat"));
         assert!(error(BenchConfig { rows: vec![2, 0], ..config() }).starts_with("rows"));
         assert!(error(BenchConfig { rows: vec![65], ..config() }).starts_with("rows"));
+        assert!(error(BenchConfig { kv: vec![], ..config() }).starts_with("kv"));
         assert!(error(BenchConfig { fill_seconds: f64::NAN, ..config() }).starts_with("fill_seconds"));
         let error = error(BenchConfig { ctx_tokens: 100, ..config() });
         assert!(error.contains("100") && error.contains("512") && error.contains("--ctx"), "{error}");

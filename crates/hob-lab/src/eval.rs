@@ -122,6 +122,11 @@ impl Windows {
         Ok(Self { tokens, bos, ctx, step, first, count: config.chunks.map_or(all, |most| most.min(all)) })
     }
 
+    /// The same windows, of which only the last `positions` are scored: those that see the most context.
+    pub fn last(self, positions: usize) -> Self {
+        Self { first: self.first.max(self.ctx.saturating_sub(1 + positions.max(1))), ..self }
+    }
+
     /// Number of windows.
     pub fn count(&self) -> usize {
         self.count
@@ -227,6 +232,14 @@ mod tests {
         assert_eq!(plain.input(1)[0], 18);
         let one = Windows::cut(&EvalConfig { chunks: Some(1), ..config() }, (0..30).collect(), None);
         assert_eq!(one.expect("one").count(), 1);
+    }
+
+    #[test]
+    fn the_last_positions_of_a_window_end_where_it_ends() {
+        let windows = Windows::cut(&config(), (10..30).collect(), None).expect("two windows");
+        assert_eq!(windows.clone().last(2).scored(), 5..7);
+        assert_eq!(windows.clone().last(0).scored(), 6..7);
+        assert_eq!(windows.clone().last(100).scored(), windows.scored());
     }
 
     #[test]

@@ -48,6 +48,10 @@ pub enum SynthError {
     Blocks { format: Format, block: usize, tensor: String, cols: usize },
     #[error("--layers {found}: expected 1 to {most}, the layers of {shape}")]
     Layers { found: usize, most: usize, shape: &'static str },
+    #[error("--qk-gain {found}: {}", if *has_norms { "expected a number above 0".to_string() } else {
+        format!("{shape} has no norms of Q and K; choose a shape that has them, such as qwen3-1.7b")
+    })]
+    QkGain { found: f32, shape: &'static str, has_norms: bool },
     #[error("a vocabulary of {found} tokens cannot spell every byte; expected at least {least}")]
     Vocabulary { least: usize, found: usize },
     #[error(
@@ -78,6 +82,8 @@ pub struct Synth {
     mix: Mix,
     head: Option<Format>,
     seed: u64,
+    /// Weights of the norms of Q and K.
+    qk_gain: f32,
     /// Layers of the shape by its name.
     all_layers: usize,
     tensors: Vec<TensorInfo>,
@@ -117,12 +123,36 @@ impl Synth {
     fn empty() -> Self {
         let (tensors, roles, index) = Default::default();
         let (shape, mix) = (Shape::DENSE, Mix::Plain(Format::F32));
-        Self { shape, arch: "", mix, head: None, seed: SEED, all_layers: 0, tensors, roles, index }
+        Self {
+            shape,
+            arch: "",
+            mix,
+            head: None,
+            seed: SEED,
+            qk_gain: 1.0,
+            all_layers: 0,
+            tensors,
+            roles,
+            index,
+        }
     }
 
     /// The same weights, drawn anew.
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
+    }
+
+    /// The norms of Q and K multiply by `gain`, so that logits of attention grow with its square: the fourth root of
+    /// head_dim makes what an attention scale of 1 makes.
+    ///
+    /// # Errors
+    /// A shape without such norms, or a gain that is not a positive number.
+    pub fn with_qk_gain(self, gain: f32) -> Result<Self, SynthError> {
+        let has_norms = self.roles.contains(&Role::QkNorm);
+        if !(has_norms && gain.is_finite() && gain > 0.0) {
+            return Err(SynthError::QkGain { found: gain, shape: self.shape.name, has_norms });
+        }
+        Ok(Self { qk_gain: gain, ..self })
     }
 
     /// Only the first `layers` layers.
@@ -191,6 +221,9 @@ impl Synth {
         if let Some(head) = self.head {
             name += &format!(":{head}").to_ascii_lowercase();
         }
+        if self.qk_gain != 1.0 {
+            name += &format!(" (norms of Q and K {})", self.qk_gain);
+        }
         if self.shape.layers < self.all_layers {
             name += &format!(" ({} of {} layers)", self.shape.layers, self.all_layers);
         }
@@ -211,6 +244,7 @@ impl Synth {
         let role = self.index.get(&tensor.name).map(|&i| self.roles[i]);
         let deviation = match role {
             Some(Role::Norm) => return Content::Ones,
+            Some(Role::QkNorm) => return Content::of(vec![self.qk_gain; tensor.shape[0]]),
             Some(Role::Decay) => return Content::of(decays(tensor.shape[0])),
             Some(Role::Divisors) => return Content::of(divisors(&self.shape)),
             Some(Role::Bias) => BIAS_DEVIATION,

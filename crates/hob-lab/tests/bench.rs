@@ -2,9 +2,9 @@
 
 use hob_compute::{Compute, Pick, Picked, Token};
 use hob_cpu::{Cpu, CpuConfig};
-use hob_lab::bench::{self, BenchConfig, BenchError, Kv, Row, Subject, Test, Watch};
+use hob_lab::bench::{self, BenchConfig, BenchError, Kv, KvFormats, Row, Subject, Test, Watch};
 use hob_lab::synth::{Mix, Shape, Synth};
-use hob_model::{Batch, Layout, Model};
+use hob_model::{Batch, KvLayout, KvPair, Layout, Model};
 use hob_quant::Format;
 
 const TINY: Shape = Shape {
@@ -41,6 +41,7 @@ fn config() -> BenchConfig {
         repeat: 2,
         depths: vec![0, 300, 5000],
         ctx_tokens: 400,
+        kv: vec![KvFormats::f16()],
         fill_seconds: 60.0,
     }
 }
@@ -133,5 +134,39 @@ fn a_synthesized_model_computes() {
         picks.dedup();
         assert_eq!(picks.len(), 3, "{format}");
         model.unload(&mut dev).expect("unload");
+    }
+}
+
+#[test]
+fn formats_of_kv_stand_side_by_side_with_their_own_bytes() {
+    let synth = synth();
+    let of = |name: &str| {
+        let pair = KvPair::both(name.parse().expect(name));
+        KvFormats { name: name.to_string(), layout: KvLayout::uniform(pair) }
+    };
+    // Without time to prefill, all of the context is made up, in packed pages too.
+    let config = BenchConfig {
+        threads: vec![1],
+        rows: vec![],
+        depths: vec![0, 300],
+        kv: vec![of("q8"), of("f16"), of("q4")],
+        fill_seconds: 0.0,
+        ..config()
+    };
+    let subject = subject(&synth);
+    let report = bench::run(&config, &subject, &mut Seen::default()).expect("a report");
+    let names: Vec<&str> = report.rows.iter().map(|r| r.kv_format.as_str()).collect();
+    assert_eq!(names, [["q8"; 4], ["f16"; 4], ["q4"; 4]].concat());
+    // 2 layers x 2 heads x (K and V) x 1 group of 32.
+    let bytes = |name: &str| report.rows.iter().find(|r| r.kv_format == name).expect(name).kv_bytes_per_token;
+    assert_eq!((bytes("f16"), bytes("q8"), bytes("q4")), (8 * 64, 8 * 34, 8 * 18));
+    for row in report.rows.iter().filter(|r| r.depth == 300) {
+        assert_eq!(row.kv, Kv { prefilled: 0, synthetic: 300 }, "{}", row.kv_format);
+        let Some(gb) = row.samples[0].gb_per_s else { continue };
+        // The bytes behind the figure are those of this format.
+        let layout = &config.kv.iter().find(|kv| kv.name == row.kv_format).expect("a format").layout;
+        let per_token = subject.info.bytes_per_token(300 + 2, layout) as f64;
+        let found = gb * 1e9 / row.samples[0].tokens_per_s;
+        assert!((found / per_token - 1.0).abs() < 1e-6, "{}: {found} of {per_token}", row.kv_format);
     }
 }

@@ -170,3 +170,35 @@ fn the_space_is_asked_for_first() {
     assert!(matches!(error, SynthError::Cancelled) || text.contains("free"), "{text}");
     assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0);
 }
+
+#[test]
+fn norms_of_q_and_k_take_a_gain_and_nothing_else_does() {
+    let of = |shape: &str| Synth::new(tiny(shape), Mix::Plain(Format::Q8_0), None).expect("tiny");
+    let synth = of("qwen3-1.7b").with_qk_gain(2.5).expect("it has them");
+    assert!(synth.name().contains("2.5"), "{}", synth.name());
+    let plain = of("qwen3-1.7b");
+    let bytes = |synth: &Synth, name: &str| {
+        let tensor = synth.tensor(name).expect(name);
+        let mut bytes = vec![0; tensor.bytes as usize];
+        synth.open(tensor).read_at(0, &mut bytes).expect("bytes");
+        bytes
+    };
+    for tensor in plain.tensors() {
+        let (a, b) = (bytes(&plain, &tensor.name), bytes(&synth, &tensor.name));
+        if tensor.name.contains("q_norm") || tensor.name.contains("k_norm") {
+            assert!(b.as_chunks::<4>().0.iter().all(|&v| f32::from_le_bytes(v) == 2.5), "{}", tensor.name);
+            assert!(a.as_chunks::<4>().0.iter().all(|&v| f32::from_le_bytes(v) == 1.0), "{}", tensor.name);
+        } else {
+            assert!(a == b, "{}", tensor.name);
+        }
+    }
+    let refused = |synth: Synth, gain: f32| match synth.with_qk_gain(gain) {
+        Err(error) => error.to_string(),
+        Ok(synth) => panic!("{}", synth.name()),
+    };
+    let error = refused(of("smollm2-135m"), 2.0);
+    assert!(error.contains("smollm2-135m") && error.contains("qwen3"), "{error}");
+    for gain in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert!(refused(of("qwen3-1.7b"), gain).contains("--qk-gain"), "{gain}");
+    }
+}

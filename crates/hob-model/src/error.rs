@@ -40,11 +40,14 @@ pub enum ModelError {
     SequencesTaken { sequences: usize },
     #[error("{sequence} is not in use: it was freed, or belongs to another model")]
     UnknownSequence { sequence: String },
-    /// Recurrent state cannot be rolled back.
+    /// Recurrent state cannot be rolled back, nor can a window see what has left it.
     #[error(
-        "the model's state of {held} tokens cannot go back to {wanted}: it remembers more than keys and values; truncate to 0 and feed the tokens again"
+        "the model's state of {held} tokens cannot go back to {wanted}: what it would need there is no longer held; resume a kept prefix, or truncate to 0 and feed the tokens again"
     )]
     Rollback { held: usize, wanted: usize },
+    /// Pages or state of a sequence that are asked for or given do not fit what it holds.
+    #[error("image of a sequence: expected {expected}, found {found}")]
+    Image { expected: String, found: String },
     #[error("batch: expected {expected}, found {found}")]
     Batch { expected: String, found: String },
 }
@@ -56,6 +59,10 @@ impl ModelError {
 
     pub(crate) fn layout(expected: impl ToString, found: impl ToString) -> Self {
         Self::Layout { expected: expected.to_string(), found: found.to_string() }
+    }
+
+    pub(crate) fn image(expected: impl ToString, found: impl ToString) -> Self {
+        Self::Image { expected: expected.to_string(), found: found.to_string() }
     }
 
     pub(crate) fn batch(expected: impl ToString, found: impl ToString) -> Self {

@@ -16,7 +16,7 @@ pub struct Footprint {
     pub weights: u64,
     /// KV pages, in bytes.
     pub kv: u64,
-    /// What layers remember of the sequences in fixed size, in bytes.
+    /// What layers remember of the sequences in fixed size, and snapshots of it, in bytes.
     pub state: u64,
     /// Activation buffers, in bytes.
     pub scratch: u64,

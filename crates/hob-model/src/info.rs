@@ -7,15 +7,17 @@ use std::sync::Arc;
 
 use hob_compute::{PAGE_POSITIONS, PageSpec, WeightKind};
 use hob_files::{ModelFile, TensorInfo};
-use hob_quant::Format;
+use hob_quant::{Format, KvFormat};
 
 use crate::arch::{self, Architecture};
 use crate::config::ROPE_TENSORS;
 use crate::needs::{Needs, Rows};
 use crate::source::FileTensors;
 use crate::stacked;
+use crate::state::{groups, snapshot_budget};
 use crate::{
-    Config, Footprint, Group, LayerState, Layout, Line, ModelError, Naming, Result, Slot, TensorSource,
+    Config, Footprint, Group, KvLayout, LayerState, Layout, Line, ModelError, Naming, Result, Slot,
+    TensorSource,
 };
 
 /// What is known of a model before any weight is read.
@@ -105,13 +107,17 @@ impl ModelInfo {
             }
             line(group.title().to_string(), bytes);
         }
-        let kv = self.page_needs(layout).iter().map(|(spec, n)| spec.page_bytes() as u64 * *n as u64).sum();
-        let sequences =
-            if layout.sequences == 1 { String::new() } else { format!(" x {}", layout.sequences) };
-        line(format!("KV pages: {} tokens{sequences}, f16", layout.ctx_tokens), kv);
-        let state = self.state_shapes(layout).map(|[rows, width]| rows as u64 * width as u64 * 4).sum();
+        let pages = self.page_lines(layout);
+        let kv = pages.iter().map(|l| l.bytes).sum();
+        pages.into_iter().for_each(|l| line(l.name, l.bytes));
+        let mut state = self.state_shapes(layout).map(|[rows, width]| rows as u64 * width as u64 * 4).sum();
         if state > 0 {
-            line(format!("recurrent state{sequences}, f32"), state);
+            line(format!("recurrent state{}, f32", times(layout)), state);
+        }
+        let snapshots = snapshot_budget(self, layout);
+        if snapshots > 0 {
+            line("snapshots of recurrent state, f32".into(), snapshots);
+            state += snapshots;
         }
         let rotary = self.config.ropes.iter().map(|r| r.rotary as u64 / 2 * 4).sum::<u64>();
         let scratch = rotary
@@ -124,7 +130,7 @@ impl ModelInfo {
 
     /// Bytes one decode step at `position` (0 for the first token) must move: every weight once, one row of the
     /// embedding, and K and V of the positions that each layer attends to.
-    pub fn bytes_per_token(&self, position: usize) -> u64 {
+    pub fn bytes_per_token(&self, position: usize, kv: &KvLayout) -> u64 {
         let weights = self.slots().map(|(slot, format)| match slot.kind {
             WeightKind::Table => format.row_bytes(slot.cols).unwrap_or(0) as u64,
             WeightKind::Experts { count } => device_bytes(slot, format) / count.max(1) as u64 * used(slot),
@@ -134,16 +140,35 @@ impl ModelInfo {
         let states = self.scratch.iter().filter(|(rows, _)| *rows == Rows::Sequences);
         let states = states.map(|&(_, width)| 2 * 4 * width as u64).sum::<u64>();
         let kv = self
-            .states
+            .config
+            .layers
             .iter()
-            .zip(&self.config.layers)
-            .map(|(&state, layer)| position_bytes(state) * layer.visible(position) as u64);
+            .enumerate()
+            .map(|(i, layer)| self.position_bytes(i, kv) * layer.visible(position) as u64);
         weights.sum::<u64>() + kv.sum::<u64>() + states
     }
 
-    /// Bytes of K and V that one token adds, over all layers.
-    pub fn kv_bytes_per_token(&self) -> u64 {
-        self.states.iter().map(|&state| position_bytes(state)).sum()
+    /// Bytes of K and V that one token adds, over all layers (the first block of a sequence, which stays in f16, not
+    /// counted).
+    pub fn kv_bytes_per_token(&self, kv: &KvLayout) -> u64 {
+        (0..self.states.len()).map(|i| self.position_bytes(i, kv)).sum()
+    }
+
+    /// Bytes of a snapshot of recurrent state: 0 for models that remember only K and V.
+    pub fn snapshot_bytes(&self) -> usize {
+        self.state_buffers().map(|(_, width)| width * 4).sum()
+    }
+
+    /// The pages of a layer's state, if it has any.
+    pub(crate) fn page_spec(&self, layer: usize, kv: &KvLayout) -> Option<PageSpec> {
+        let LayerState::Kv { heads: kv_heads, dim: head_dim } = self.states[layer] else { return None };
+        let crate::KvPair { k, v } = self.kv_pair(kv, layer);
+        Some(PageSpec { kv_heads, head_dim, k, v, first: false })
+    }
+
+    /// Bytes of K and V that one position adds to a layer.
+    fn position_bytes(&self, layer: usize, kv: &KvLayout) -> u64 {
+        self.page_spec(layer, kv).map_or(0, |spec| spec.page_bytes() as u64 / PAGE_POSITIONS as u64)
     }
 
     /// Multiply-accumulates of one decode step at `position`: the matrices, and attention over the positions each layer
@@ -159,17 +184,41 @@ impl ModelInfo {
         products.sum::<u64>() + 2 * attention.sum::<u64>()
     }
 
-    /// Pages of each distinct shape, in order of first use.
-    pub(crate) fn page_needs(&self, layout: &Layout) -> Vec<(PageSpec, usize)> {
-        let per_layer = layout.sequences.saturating_mul(layout.pages_per_sequence());
-        let mut needs: Vec<(PageSpec, usize)> = Vec::new();
-        for spec in self.states.iter().filter_map(|&s| page_spec(s)) {
-            match needs.iter_mut().find(|(found, _)| *found == spec) {
-                Some((_, count)) => *count = count.saturating_add(per_layer),
-                None => needs.push((spec, per_layer)),
+    /// The formats that a layer with K and V gets: what `kv` wishes, but f16 where a vector is no whole number of groups,
+    /// and at least 8 bits where a window keeps the layer small anyway.
+    pub fn kv_pair(&self, kv: &crate::KvLayout, layer: usize) -> crate::KvPair {
+        let crate::KvPair { k, v } = kv.wished(layer);
+        let config = &self.config.layers[layer];
+        let given = |format: KvFormat| match format {
+            _ if !format.fits(config.head_dim) => KvFormat::F16,
+            KvFormat::Q4 | KvFormat::Asym4 if config.window.is_some() => KvFormat::Q8,
+            _ => format,
+        };
+        crate::KvPair { k: given(k), v: given(v) }
+    }
+
+    /// KV pages by what bounds them and by formats, then what cached prefixes may take beside the sequences.
+    fn page_lines(&self, layout: &Layout) -> Vec<Line> {
+        let mut lines: Vec<Line> = Vec::new();
+        let mut cached = 0u64;
+        for group in groups(self, layout) {
+            let (sequences, formats) = (times(layout), group.formats());
+            let name = match group.window.filter(|_| group.slides(layout)) {
+                Some(w) => format!("KV pages: window of {w} tokens{sequences}, {formats}"),
+                None => format!("KV pages: {} tokens{sequences}, {formats}", layout.ctx_tokens),
+            };
+            let bytes = group.bytes(group.live(layout));
+            cached = cached.saturating_add(group.bytes(group.cached(layout)));
+            match lines.iter_mut().find(|l| l.name == name) {
+                Some(line) => line.bytes = line.bytes.saturating_add(bytes),
+                None => lines.push(Line { name, bytes }),
             }
         }
-        needs
+        if cached > 0 {
+            let name = format!("KV pages: {} tokens of cached prefixes", layout.cached_tokens);
+            lines.push(Line { name, bytes: cached });
+        }
+        lines
     }
 
     /// `[rows, width]` of every buffer, in the order they were declared.
@@ -187,6 +236,12 @@ impl ModelInfo {
     fn state_shapes(&self, layout: &Layout) -> impl Iterator<Item = [usize; 2]> {
         let states = self.scratch.iter().filter(|(rows, _)| *rows == Rows::Sequences);
         states.map(|&(rows, width)| [buffer_rows(rows, layout), width])
+    }
+
+    /// The buffers of recurrent state: which of [`ModelInfo::buffer_shapes`], and floats per sequence.
+    pub(crate) fn state_buffers(&self) -> impl Iterator<Item = (usize, usize)> {
+        let all = self.scratch.iter().enumerate();
+        all.filter(|(_, (rows, _))| *rows == Rows::Sequences).map(|(i, &(_, width))| (i, width))
     }
 
     /// Whether a layer remembers more than K and V, so that a sequence cannot be cut at any length.
@@ -213,17 +268,9 @@ fn buffer_rows(rows: Rows, layout: &Layout) -> usize {
     }
 }
 
-/// The pages of a layer's state, if it has any.
-pub(crate) fn page_spec(state: LayerState) -> Option<PageSpec> {
-    match state {
-        LayerState::Kv { heads, dim } => Some(PageSpec { kv_heads: heads, head_dim: dim }),
-        LayerState::Conv { .. } => None,
-    }
-}
-
-/// Bytes of K and V that one position adds to a layer.
-fn position_bytes(state: LayerState) -> u64 {
-    page_spec(state).map_or(0, |spec| spec.page_bytes() as u64 / PAGE_POSITIONS as u64)
+/// How often the layout has what a line counts.
+fn times(layout: &Layout) -> String {
+    if layout.sequences == 1 { String::new() } else { format!(" x {}", layout.sequences) }
 }
 
 /// Experts of a slot that one token reads.

@@ -1,8 +1,44 @@
 //! What lies where: the sizes a plan chooses before a model is loaded. It must not know a model.
 
 use hob_compute::PAGE_POSITIONS;
+use hob_quant::KvFormat;
 
 use crate::{ModelError, Result};
+
+/// Formats of K and V of one layer.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct KvPair {
+    pub k: KvFormat,
+    pub v: KvFormat,
+}
+
+impl KvPair {
+    /// Both sides in one format.
+    pub fn both(format: KvFormat) -> KvPair {
+        KvPair { k: format, v: format }
+    }
+}
+
+/// Formats wished for, by layer: none is f16 everywhere, one counts for all layers, else one per layer of the model.
+/// What a layer gets is [`crate::ModelInfo::kv_pair`]'s to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct KvLayout(pub Vec<KvPair>);
+
+impl KvLayout {
+    /// The same for every layer.
+    pub fn uniform(pair: KvPair) -> KvLayout {
+        KvLayout(vec![pair])
+    }
+
+    /// What is wished for layer `layer`.
+    pub fn wished(&self, layer: usize) -> KvPair {
+        match self.0.as_slice() {
+            [] => KvPair::default(),
+            [all] => *all,
+            layers => layers.get(layer).copied().unwrap_or_default(),
+        }
+    }
+}
 
 /// Sizes that a load reserves. [`crate::ModelInfo::footprint`] turns them into bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +51,10 @@ pub struct Layout {
     pub chunk_rows: usize,
     /// Most rows of one step that get logits.
     pub logit_rows: usize,
+    /// How K and V are kept.
+    pub kv: KvLayout,
+    /// Positions of other conversations' prefixes kept in memory beside the live sequences.
+    pub cached_tokens: usize,
     /// Threads of the device. No size depends on it; it stands here because the forecast reads it.
     pub threads: usize,
 }
@@ -26,7 +66,15 @@ impl Layout {
 
     /// One sequence of `ctx_tokens`, one row of logits, one thread.
     pub fn new(ctx_tokens: usize) -> Self {
-        Layout { ctx_tokens, sequences: 1, chunk_rows: Self::CHUNK_ROWS, logit_rows: 1, threads: 1 }
+        Layout {
+            ctx_tokens,
+            sequences: 1,
+            chunk_rows: Self::CHUNK_ROWS,
+            logit_rows: 1,
+            kv: KvLayout::default(),
+            cached_tokens: 0,
+            threads: 1,
+        }
     }
 
     /// KV pages of one sequence in one layer.
@@ -42,6 +90,8 @@ impl Layout {
             ("sequences", self.sequences),
             ("chunk_rows", self.chunk_rows),
             ("logit_rows", self.logit_rows),
+            // None is a size here.
+            ("cached_tokens + 1", self.cached_tokens.saturating_add(1)),
         ];
         for (name, size) in sizes {
             if size == 0 || u32::try_from(size).is_err() {

@@ -4,6 +4,9 @@
 //! architecture, nor what the logits are used for. After the first step of a kind, a step allocates nothing.
 
 mod load;
+mod memory;
+
+pub use memory::{Image, MemoryUse};
 
 use std::sync::Arc;
 
@@ -12,10 +15,11 @@ use hob_files::ModelFile;
 
 use crate::arch::Architecture;
 use crate::blocks::Step;
+use crate::identity::identity;
 use crate::source::FileTensors;
-use crate::state::Sequences;
+use crate::state::{PagePools, Prefixes, Sequences, StateBuf, snapshot_budget};
 use crate::{Batch, Layout, ModelError, ModelInfo, Result, SeqId, TensorSource};
-use load::Held;
+use load::{Held, Room};
 
 /// Consecutive rows of a batch that belong to one sequence.
 #[derive(Copy, Clone, Debug)]
@@ -33,9 +37,15 @@ pub struct Model {
     info: ModelInfo,
     layout: Layout,
     arch: Box<dyn Architecture>,
+    /// `TensorSource::model_id`
+    id: String,
     held: Held,
-    logits: Buf,
+    room: Room,
     sequences: Sequences,
+    /// Buffers of recurrent state, a row per sequence.
+    states: Vec<StateBuf>,
+    /// Whether pages hold f32.
+    exact: bool,
     // The rows of the step that runs, refilled by each.
     tokens: Vec<Token>,
     positions: Vec<u32>,
@@ -74,12 +84,24 @@ impl Model {
     ) -> Result<Model> {
         layout.check()?;
         let (arch, _) = crate::info::build(&info.config, info.naming())?;
-        let held = Held::load(source, &info, dev, layout, progress)?;
-        let logits = held.bufs[arch.logits().0];
-        let sequences = Sequences::new(layout, info.config.layers.len());
+        // Pages and buffers first: whether they fit is known before gigabytes are read.
+        let pools = PagePools::new(&info, layout, dev)?;
+        let held = match Held::load(source, &info, dev, progress) {
+            Ok(held) => held,
+            Err(e) => return pools.release(dev).and(Err(e)),
+        };
+        let room = match held.room(&info, dev, layout) {
+            Ok(room) => room,
+            Err(e) => return pools.release(dev).and(held.release(dev)).and(Err(e)),
+        };
+        let id = source.model_id();
+        let identity = identity(&id, &info, &layout.kv, dev.info(), &room.frequencies);
+        let prefixes = Prefixes::new(identity, snapshot_budget(&info, layout));
+        let sequences = Sequences::new(layout, info.config.layers.len(), pools, prefixes, 0);
         Ok(Model {
             layout: layout.clone(),
-            logits,
+            states: room.states(&info),
+            exact: dev.info().exact,
             sequences,
             tokens: Vec::with_capacity(layout.chunk_rows),
             positions: Vec::with_capacity(layout.chunk_rows),
@@ -87,9 +109,11 @@ impl Model {
             spans: Vec::with_capacity(layout.sequences),
             seq_rows: Vec::with_capacity(layout.sequences),
             slot_rows: Vec::with_capacity(layout.sequences),
+            id,
             info,
             arch,
             held,
+            room,
         })
     }
 
@@ -109,12 +133,12 @@ impl Model {
         self.sequences.open()
     }
 
-    /// Ends a sequence and returns its pages.
+    /// Ends a sequence. Its pages go back to their pools; what was sealed or kept stays until the room is needed.
     ///
     /// # Errors
     /// [`ModelError::UnknownSequence`].
     pub fn free_sequence(&mut self, id: SeqId) -> Result<()> {
-        self.sequences.close(id, &mut self.held.pools)
+        self.sequences.close(id)
     }
 
     /// Tokens the sequence holds; the position of its next row.
@@ -122,16 +146,21 @@ impl Model {
     /// # Errors
     /// [`ModelError::UnknownSequence`].
     pub fn seq_len(&self, id: SeqId) -> Result<usize> {
-        self.sequences.len(id)
+        self.sequences.get(id).map(|s| s.len)
     }
 
-    /// Whether [`Model::truncate`] to `positions` would succeed: recurrent state can only be kept whole or dropped.
+    /// Whether [`Model::truncate`] to `positions` would succeed: recurrent state can only be kept whole or dropped, and
+    /// layers with a window do not keep what has left it. [`Model::resume`] may still find such a prefix.
     ///
     /// # Errors
     /// [`ModelError::UnknownSequence`].
     pub fn can_truncate(&self, id: SeqId, positions: usize) -> Result<bool> {
-        let held = self.sequences.len(id)?;
-        Ok(positions <= held && (!self.info.recurrent() || positions == 0 || positions == held))
+        let slot = self.sequences.slot(id)?;
+        let held = self.sequences.at(slot).len;
+        if self.info.recurrent() && positions != 0 && positions != held {
+            return Ok(false);
+        }
+        Ok(positions <= held && self.sequences.sees_all(slot, positions))
     }
 
     /// Forgets all but the first `positions` tokens.
@@ -140,16 +169,16 @@ impl Model {
     /// [`ModelError::UnknownSequence`]; [`ModelError::Batch`] when the sequence holds fewer; [`ModelError::Rollback`]
     /// where [`Model::can_truncate`] says no.
     pub fn truncate(&mut self, id: SeqId, positions: usize) -> Result<()> {
-        let held = self.sequences.len(id)?;
+        let held = self.seq_len(id)?;
         if positions < held && !self.can_truncate(id, positions)? {
             return Err(ModelError::Rollback { held, wanted: positions });
         }
-        self.sequences.truncate(id, positions, &mut self.held.pools)
+        self.sequences.truncate(id, positions)
     }
 
     /// The buffer of logits, `[layout.logit_rows, vocab]`: rows that wanted them, in the order of the last batch.
     pub fn logits(&self) -> Buf {
-        self.logits
+        self.room.bufs[self.arch.logits().0]
     }
 
     /// Computes a batch and lengthens its sequences. Gives the number of rows with logits.
@@ -162,7 +191,8 @@ impl Model {
         self.admit(batch)?;
         for i in 0..self.spans.len() {
             let Span { sequence, rows, position, .. } = self.spans[i];
-            self.sequences.reserve(sequence, position + rows, &mut self.held.pools)?;
+            let slot = self.sequences.slot(sequence)?;
+            self.sequences.reserve(dev, slot, position + rows)?;
         }
         self.slot_rows.clear();
         self.slot_rows.extend(self.spans.iter().map(|s| SlotRows {
@@ -175,18 +205,25 @@ impl Model {
             self.drop_states()?;
             return Err(e);
         }
-        for &Span { sequence, rows, position, .. } in &self.spans {
-            self.sequences.commit(sequence, position + rows)?;
+        for &Span { sequence, row, rows, position } in &self.spans {
+            let slot = self.sequences.slot(sequence)?;
+            let tokens = self.tokens[row..row + rows].iter().map(|&token| match token {
+                Token::Host(id) => Some(id),
+                Token::Device(_) => None,
+            });
+            self.sequences.commit(slot, position + rows, tokens);
+            self.sequences.at_mut(slot).state_len = position + rows;
         }
         Ok(self.logit_rows.len())
     }
 
     /// Lengthens a sequence by `rows` positions whose K and V are given instead of computed, the same in every layer:
-    /// a bench measures deep contexts so without prefilling them. Recurrent layers keep what they remembered. `kv` is K and V, `[>= rows, kv_heads * head_dim]`.
+    /// a bench measures deep contexts so without prefilling them. Recurrent layers keep what they remembered; no other
+    /// sequence ever shares such positions. `kv` is K and V, `[>= rows, kv_heads * head_dim]`.
     ///
     /// # Errors
     /// [`ModelError::UnknownSequence`], [`ModelError::ContextOverflow`], and what the device says, for example when the
-    /// layers are not of one shape. After an error the sequence is as long as before.
+    /// layers are not of one shape. After an error the sequence may be longer by some of the rows.
     pub fn extend_synthetic(
         &mut self,
         dev: &mut dyn Compute,
@@ -194,21 +231,29 @@ impl Model {
         rows: usize,
         kv: (Buf, Buf),
     ) -> Result<()> {
-        let position = self.sequences.len(id)?;
-        let (needed, ctx_tokens) = (position.saturating_add(rows), self.layout.ctx_tokens);
+        let slot = self.sequences.slot(id)?;
+        let start = self.sequences.at(slot).len;
+        let (needed, ctx_tokens) = (start.saturating_add(rows), self.layout.ctx_tokens);
         if needed > ctx_tokens {
             return Err(ModelError::ContextOverflow { needed, ctx_tokens });
         }
-        self.sequences.reserve(id, needed, &mut self.held.pools)?;
         let (k, v) = kv;
-        for layer in 0..self.info.config.layers.len() {
-            if !self.held.pools.has(layer) {
-                continue;
+        let sequence = self.sequences.at_mut(slot);
+        sequence.genuine = sequence.genuine.min(start);
+        // In chunks: windows have room for no more.
+        for row in (0..rows).step_by(self.layout.chunk_rows) {
+            let (position, rows) = (start + row, self.layout.chunk_rows.min(rows - row));
+            self.sequences.reserve(dev, slot, position + rows)?;
+            for layer in 0..self.info.config.layers.len() {
+                let pages = self.sequences.pages(id, layer);
+                if !pages.is_empty() {
+                    dev.append_kv(&AppendKv { k, v, seqs: &[SeqRows { row, rows, position, pages }] })?;
+                }
             }
-            let seqs = [SeqRows { row: 0, rows, position, pages: self.sequences.pages(id, layer) }];
-            dev.append_kv(&AppendKv { k, v, seqs: &seqs })?;
+            self.sequences.commit(slot, position + rows, std::iter::empty());
+            self.sequences.at_mut(slot).state_len = position + rows;
         }
-        self.sequences.commit(id, needed)
+        Ok(())
     }
 
     /// After a failed step: recurrent state may have moved on in some layers and not in others.
@@ -216,7 +261,7 @@ impl Model {
         if !self.info.recurrent() {
             return Ok(());
         }
-        self.spans.iter().try_for_each(|s| self.sequences.truncate(s.sequence, 0, &mut self.held.pools))
+        self.spans.iter().try_for_each(|s| self.sequences.truncate(s.sequence, 0))
     }
 
     /// Returns everything to the device.
@@ -224,7 +269,8 @@ impl Model {
     /// # Errors
     /// What the device says.
     pub fn unload(self, dev: &mut dyn Compute) -> Result<()> {
-        self.held.release(dev)
+        let (weights, room) = (self.held.release(dev), self.room.release(dev));
+        self.sequences.pools.release(dev).and(room).and(weights)
     }
 
     /// Checks a batch and splits it into spans.
@@ -268,7 +314,12 @@ impl Model {
     }
 
     fn open_span(&mut self, sequence: SeqId, row: usize) -> Result<&mut Span> {
-        let position = self.sequences.len(sequence)?;
+        let at = self.sequences.get(sequence)?;
+        let (position, state_len) = (at.len, at.state_len);
+        if self.info.recurrent() && state_len != position {
+            let expected = format!("the recurrent state at {position} tokens (see Model::restore)");
+            return Err(ModelError::image(expected, format!("that at {state_len}")));
+        }
         if self.spans.iter().any(|s| s.sequence == sequence) {
             let expected = "the rows of one sequence side by side";
             return Err(ModelError::batch(
@@ -310,8 +361,8 @@ impl Model {
         let mut step = Step {
             dev,
             weights: &self.held.weights,
-            bufs: &self.held.bufs,
-            ropes: &self.held.ropes,
+            bufs: &self.room.bufs,
+            ropes: &self.room.ropes,
             tokens: &self.tokens,
             positions: &self.positions,
             seqs: &seqs,

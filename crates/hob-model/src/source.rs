@@ -21,6 +21,20 @@ pub trait TensorSource {
     }
     /// The bytes of one of [`TensorSource::tensors`].
     fn open(&self, tensor: &TensorInfo) -> Arc<dyn ByteSource>;
+    /// Tells models apart: equal weights have equal ids. By default the tensor table and the first bytes of every tensor.
+    fn model_id(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        for tensor in self.tensors() {
+            hash.update(format!("{} {} {:?};", tensor.name, tensor.format, tensor.shape).as_bytes());
+            let mut head = [0u8; 64];
+            let head = &mut head[..tensor.bytes.min(64) as usize];
+            // Bytes that cannot be read make the load fail, with their name.
+            if self.open(tensor).read_at(0, head).is_ok() {
+                hash.update(head);
+            }
+        }
+        hash.finalize().to_hex().to_string()
+    }
 }
 
 /// The tensors of a model file.
@@ -45,6 +59,10 @@ impl TensorSource for FileTensors {
 
     fn open(&self, tensor: &TensorInfo) -> Arc<dyn ByteSource> {
         Arc::new(FileBytes { file: self.0.clone(), tensor: tensor.clone() })
+    }
+
+    fn model_id(&self) -> String {
+        self.0.model_id()
     }
 }
 

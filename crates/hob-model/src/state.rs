@@ -1,9 +1,19 @@
-//! What sequences remember: their length, and a table of pages per layer drawn from pools made at load.
+//! What sequences remember: their lengths and page tables, the prefixes they share, and the ends they can come back to.
 //!
 //! It owns which page belongs to whom; the bytes belong to the device. It must not know weights or verbs.
+//!
+//! Words: a *group* is the layers whose pages come and go together; a *sheet* is one page of each of them; a *node* is up
+//! to 256 tokens of a chain with a sheet of every group. The rows of a sheet below its node's length never change.
 
 mod pages;
+mod plan;
+mod prefixes;
+mod resume;
+mod seal;
 mod sequences;
 
 pub(crate) use pages::PagePools;
-pub(crate) use sequences::Sequences;
+pub(crate) use plan::{groups, image_bytes, snapshot_budget};
+pub(crate) use prefixes::Prefixes;
+pub(crate) use resume::StateBuf;
+pub(crate) use sequences::{Sequence, Sequences};

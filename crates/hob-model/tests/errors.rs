@@ -11,7 +11,7 @@ use hob_compute::reference::Reference;
 use hob_compute::{ByteSource, Compute, Token};
 use hob_files::TensorInfo;
 use hob_model::config::DenseShape;
-use hob_model::{Config, Layout, Model, ModelError, ModelInfo, Naming, Row, TensorSource};
+use hob_model::{Config, KvLayout, Layout, Model, ModelError, ModelInfo, Naming, Row, TensorSource};
 use hob_quant::Format;
 use hob_testkit::tiny::TinySpec;
 
@@ -271,8 +271,9 @@ fn windows_are_no_limit_of_the_context() {
     Model::load(tiny.file.clone(), &mut Reference::new(true), &Layout::new(300), &mut |_, _| ())
         .expect("a model with more context than the window");
     // One layer reads and multiplies with all 200 positions, the other with 100.
-    let kv = info.kv_bytes_per_token();
-    assert_eq!(info.bytes_per_token(199) - info.bytes_per_token(0), kv / 2 * (199 + 99));
+    let kv = info.kv_bytes_per_token(&KvLayout::default());
+    let bytes = |position| info.bytes_per_token(position, &KvLayout::default());
+    assert_eq!(bytes(199) - bytes(0), kv / 2 * (199 + 99));
     assert_eq!(info.macs_per_token(199) - info.macs_per_token(0), 2 * 64 * (199 + 99));
 }
 

@@ -2,12 +2,7 @@
 
 mod common;
 
-use std::path::Path;
-use std::sync::Arc;
-
 use common::*;
-use hob_files::ModelFile;
-use hob_testkit::temp::TempDir;
 
 /// Dense fixtures; mixtures and recurrences have a test of their own.
 const FAMILIES: [&str; 11] = [
@@ -24,20 +19,11 @@ const FAMILIES: [&str; 11] = [
     "glm4",
 ];
 
-fn fixture(name: &str, gguf: bool) -> Tiny {
-    let mut path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if gguf {
-        path.push("model.f32.gguf");
-    }
-    let file = Arc::new(ModelFile::open(&path).expect("a model file"));
-    Tiny { dir: TempDir::new("families"), file, vocab: 320 }
-}
-
 #[test]
 fn chunks_and_threads_do_not_change_a_bit() {
     for name in FAMILIES {
         for gguf in [false, true] {
-            let tiny = fixture(name, gguf);
+            let tiny = golden(name, gguf);
             let prompt = tokens(1, 100, tiny.vocab);
             for exact in [false, true] {
                 let whole = logits(&tiny, cpu(1, exact), &prompt, 100);
@@ -54,7 +40,7 @@ fn chunks_and_threads_do_not_change_a_bit() {
 /// LongRoPE's divisors go by the context that the layout reserves, so that a sequence never changes them.
 #[test]
 fn longrope_goes_by_the_reserved_context() {
-    let tiny = fixture("phi3", false);
+    let tiny = golden("phi3", false);
     let prompt = tokens(2, 20, tiny.vocab);
     let with = |ctx_tokens| {
         let mut bench = Bench::new(&tiny, cpu(1, true), &layout(ctx_tokens, 1, 20));

@@ -6,8 +6,8 @@ use common::*;
 use hob_compute::reference::Reference;
 use hob_compute::{Compute, WeightKind};
 use hob_cpu::Isa;
-use hob_model::{Layout, Model, ModelInfo};
-use hob_quant::Format;
+use hob_model::{KvLayout, KvPair, Layout, Model, ModelInfo};
+use hob_quant::{Format, KvFormat};
 use hob_testkit::tiny::TinySpec;
 
 #[test]
@@ -48,10 +48,10 @@ fn bytes_and_macs_add_up_by_hand() {
     // Packed, the 96 columns of the down projection are padded to 128.
     let packed = matrices + 2 * 64 * 32;
     let vectors = 5 * 64 * 4;
-    let kv = 2 * 2 * 2 * 16 * 2;
-    assert_eq!(info.kv_bytes_per_token(), kv);
-    assert_eq!(info.bytes_per_token(0), packed / 32 * 34 + vectors + 64 / 32 * 34 + kv);
-    assert_eq!(info.bytes_per_token(99) - info.bytes_per_token(0), 99 * kv);
+    let (kv, f16) = (2 * 2 * 2 * 16 * 2, KvLayout::default());
+    assert_eq!(info.kv_bytes_per_token(&f16), kv);
+    assert_eq!(info.bytes_per_token(0, &f16), packed / 32 * 34 + vectors + 64 / 32 * 34 + kv);
+    assert_eq!(info.bytes_per_token(99, &f16) - info.bytes_per_token(0, &f16), 99 * kv);
     assert_eq!(info.macs_per_token(9), matrices + 2 * 2 * 64 * 10);
     assert_eq!(info.parameters(), matrices + 5 * 64);
     let bill = info.footprint(&layout(257, 2, 8));
@@ -83,4 +83,29 @@ fn given_kv_rows_lengthen_a_sequence_like_computed_ones() {
         bench.model.extend_synthetic(bench.dev.as_mut(), id, 298, (k, v)).expect_err("no room").to_string();
     assert!(error.contains("601") && error.contains("600"), "{error}");
     assert_eq!(bench.model.seq_len(id).expect("it lives"), 303);
+}
+
+/// The heads of Llama 3.1 70B (8 KV heads of 128 in 80 layers) on a model that is otherwise tiny: K and V of 131,072
+/// positions in 4 bits, by the estimate and by what is really reserved (address space; nothing is touched).
+#[test]
+fn llama_70b_keeps_131072_positions_in_11_3_gib() {
+    let spec =
+        TinySpec { layers: 80, dim: 32, heads: 8, kv_heads: 8, head_dim: 128, ffn: 32, ..TinySpec::llama() };
+    let tiny = gguf(&spec, Format::Q8_0);
+    for (format, least, most) in [(KvFormat::Q4, 11.25, 11.3), (KvFormat::F16, 40.0, 40.0)] {
+        let kv = KvLayout::uniform(KvPair::both(format));
+        let layout = Layout { kv: kv.clone(), chunk_rows: 8, ..Layout::new(131_072) };
+        let info = ModelInfo::read(&tiny.file).expect("a model");
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        let bill = info.footprint(&layout);
+        assert!((least..=most).contains(&gib(bill.kv)), "{format}: {} GiB", gib(bill.kv));
+        assert_eq!(gib(info.kv_bytes_per_token(&kv) * 131_072), least);
+        println!("{format}: {:.3} GiB", gib(bill.kv));
+        if format == KvFormat::Q4 {
+            let mut dev = cpu(1, false);
+            let model = Model::load(tiny.file.clone(), &mut dev, &layout, &mut |_, _| ()).expect("a model");
+            assert_eq!(dev.held_bytes().pages, bill.kv);
+            model.unload(&mut dev).expect("unloaded");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use hob_files::gguf_write::Writer;
 use hob_files::{ModelFile, TensorInfo};
 use hob_model::config::{DenseShape, ExpertShape};
 use hob_model::{
-    Config, FileTensors, Group, LayerState, Model, ModelError, ModelInfo, Naming, Row, TensorSource,
+    Config, FileTensors, Group, KvLayout, LayerState, Model, ModelError, ModelInfo, Naming, Row, TensorSource,
 };
 use hob_quant::Format;
 use hob_testkit::temp::TempDir;
@@ -210,7 +210,10 @@ fn bytes_and_macs_add_up_by_hand() {
     let vectors = (4 * (2 * 64 + 2 * 32) + 64) * 4;
     let kv = 4 * 2 * 2 * 32 * 2;
     let table_row = 64 / 32 * 34;
-    assert_eq!(info.bytes_per_token(0), packed / 32 * 34 + 4 * router * 4 + vectors + table_row + kv);
+    assert_eq!(
+        info.bytes_per_token(0, &KvLayout::default()),
+        packed / 32 * 34 + 4 * router * 4 + vectors + table_row + kv
+    );
     assert_eq!(info.macs_per_token(9), read + 4 * router + 4 * 2 * 4 * 32 * 10);
     let bill = info.footprint(&layout(64, 1, 8));
     let of = |group: Group| bill.lines.iter().find(|l| l.name == group.title()).expect("a line").bytes;
@@ -218,7 +221,7 @@ fn bytes_and_macs_add_up_by_hand() {
     // 6 layers, of which 4 remember two rows of 64 instead of K and V.
     let info = ModelInfo::read(&quantised("lfm2", Format::Q8_0).file).expect("a model");
     assert_eq!(info.states()[0], LayerState::Conv { channels: 64, taps: 3 });
-    assert_eq!(info.kv_bytes_per_token(), 2 * 2 * 2 * 16 * 2);
+    assert_eq!(info.kv_bytes_per_token(&KvLayout::default()), 2 * 2 * 2 * 16 * 2);
     assert_eq!(info.footprint(&layout(64, 5, 8)).state, 5 * 4 * 2 * 64 * 4);
 }
 

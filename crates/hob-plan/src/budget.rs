@@ -20,6 +20,19 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// As [`Budget::of`] for a plan on paper: a `--ram` beyond this machine is taken at its word, with a note.
+    pub fn on_paper(memory: &MemoryFacts, ram: Option<Size>) -> (Self, Option<String>) {
+        let whole = memory.ceiling().map_or(u64::MAX, |w| w.bytes);
+        match ram.map(|r| r.of(whole)).filter(|&asked| asked > whole) {
+            Some(bytes) => {
+                let note =
+                    format!("planned for {}; this machine has {}", show_bytes(bytes), show_bytes(whole));
+                (Self { bytes: Some(bytes), source: "--ram".into(), reserve_bytes: 0 }, Some(note))
+            }
+            None => Self::of(memory, ram),
+        }
+    }
+
     /// The user's `--ram` if given (never above what the machine and its limits can hold), else what is free less a
     /// reserve. The second value warns when the two disagree.
     pub fn of(memory: &MemoryFacts, ram: Option<Size>) -> (Self, Option<String>) {
@@ -110,6 +123,17 @@ mod tests {
         let (budget, warning) = Budget::of(&m, Some(Size::Bytes(99 * GIB)));
         assert_eq!(budget.bytes, Some(16 * GIB));
         assert!(warning.expect("more than there is").contains("99.0 GiB"));
+    }
+
+    #[test]
+    fn a_plan_on_paper_takes_memory_that_is_not_here() {
+        let m = memory(16 * GIB, 8 * GIB, vec![]);
+        let (budget, note) = Budget::on_paper(&m, Some(Size::Bytes(64 * GIB)));
+        assert_eq!((budget.bytes, budget.source.as_str()), (Some(64 * GIB), "--ram"));
+        let note = note.expect("a note");
+        assert!(note.contains("64.0 GiB") && note.contains("16.0 GiB"), "{note}");
+        assert_eq!(Budget::on_paper(&m, Some(Size::Bytes(GIB))), Budget::of(&m, Some(Size::Bytes(GIB))));
+        assert_eq!(Budget::on_paper(&m, None), Budget::of(&m, None));
     }
 
     #[test]

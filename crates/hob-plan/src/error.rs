@@ -16,9 +16,10 @@ pub enum PlanError {
     )]
     ContextBeyondTraining { asked: usize, trained: usize },
     #[error(
-        "a context of {} tokens needs {}, but {} may be used ({source_of_limit}); at most {} tokens fit: use --ctx {fits}, \
-         a smaller model, or more memory (--ram)",
-        show_count(*asked as u64), show_bytes(*needs_bytes), show_bytes(*limit_bytes), show_count(*fits as u64)
+        "a context of {} tokens needs {} with {kv} KV, but {} may be used ({source_of_limit}); at most {} tokens fit: \
+         use --ctx {fits}{}, a smaller model, or more memory (--ram)",
+        show_count(*asked as u64), show_bytes(*needs_bytes), show_bytes(*limit_bytes), show_count(*fits as u64),
+        way_out(*asked, *fits, others)
     )]
     ContextDoesNotFit {
         asked: usize,
@@ -26,6 +27,10 @@ pub enum PlanError {
         needs_bytes: u64,
         limit_bytes: u64,
         source_of_limit: String,
+        /// As `--kv` spells it.
+        kv: String,
+        /// The most tokens that other formats hold, best format first.
+        others: Vec<(String, usize)>,
     },
     #[error(
         "the model needs {} even with a context of {} tokens, but {} may be used ({source_of_limit}); \
@@ -35,4 +40,17 @@ pub enum PlanError {
     ModelDoesNotFit { needs_bytes: u64, ctx_tokens: usize, limit_bytes: u64, source_of_limit: String },
     #[error("the run could not be added to {}: {problem}", path.display())]
     History { path: PathBuf, problem: String },
+    #[error("the measured KV noise could not be kept in {}: {problem}", path.display())]
+    KvNoise { path: PathBuf, problem: String },
+}
+
+/// Which `--kv` would hold `asked` tokens, or how far the smallest gets.
+fn way_out(asked: usize, fits: usize, others: &[(String, usize)]) -> String {
+    if let Some((kv, _)) = others.iter().find(|(_, most)| *most >= asked) {
+        return format!(", or --kv {kv}, which holds all {}", show_count(asked as u64));
+    }
+    match others.iter().filter(|(_, most)| *most > fits).max_by_key(|(_, most)| *most) {
+        Some((kv, most)) => format!(", or --kv {kv} --ctx {most}"),
+        None => String::new(),
+    }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::history::{Entry, LEAST_DECODE_TOKENS, LEAST_PREFILL_TOKENS, Run, Speed};
 use crate::machine::Machine;
-use crate::plan::Sizes;
+use crate::plan::Kept;
 
 /// Share of the probed read bandwidth that decode reaches while it streams weights and KV. Used until a run of the same
 /// model on the same threads has been measured.
@@ -116,7 +116,7 @@ fn prefill_gmacs_per_core(isa: &str) -> f64 {
 /// Forecast for `threads` threads and a context of `ctx_tokens`.
 pub fn forecast(
     machine: &Machine,
-    model: &dyn Sizes,
+    model: Kept<'_>,
     threads: usize,
     ctx_tokens: usize,
     past: Option<&Entry>,
@@ -148,7 +148,7 @@ pub fn forecast(
 }
 
 /// Seconds per token = the longer of bytes / rate and multiply-adds / rate, + overhead.
-struct Decode {
+pub(crate) struct Decode {
     bytes_per_second: Quantiles,
     macs_per_second: f64,
     overhead: f64,
@@ -156,7 +156,7 @@ struct Decode {
 }
 
 impl Decode {
-    fn new(machine: &Machine, model: &dyn Sizes, threads: usize, past: Option<&Entry>) -> Self {
+    pub(crate) fn new(machine: &Machine, model: Kept<'_>, threads: usize, past: Option<&Entry>) -> Self {
         // What was reached holds arithmetic and overhead already.
         match past.and_then(|e| measured(&e.decode)) {
             Some((gb, basis)) => {
@@ -167,7 +167,7 @@ impl Decode {
         }
     }
 
-    fn estimated(machine: &Machine, model: &dyn Sizes, threads: usize) -> Self {
+    fn estimated(machine: &Machine, model: Kept<'_>, threads: usize) -> Self {
         let best = machine.read_gb_per_s(threads);
         let wobble = (machine.read_low_gb_per_s(threads) / best.max(f64::MIN_POSITIVE)).clamp(0.2, 1.0);
         let share = Quantiles::around(DECODE_SHARE, (1.0 - ESTIMATE_SPREAD) * wobble, 1.0 / DECODE_SHARE);
@@ -181,7 +181,7 @@ impl Decode {
         }
     }
 
-    fn at(&self, model: &dyn Sizes, position: usize) -> Quantiles {
+    pub(crate) fn at(&self, model: Kept<'_>, position: usize) -> Quantiles {
         let bytes = model.bytes_per_token(position) as f64;
         let arithmetic = model.macs_per_token(position) as f64 / self.macs_per_second;
         self.bytes_per_second.map(|rate| {
@@ -192,7 +192,7 @@ impl Decode {
 }
 
 /// First position at which the median is half of that at position 0.
-fn half_speed(model: &dyn Sizes, decode: &Decode, last: usize) -> Option<usize> {
+pub(crate) fn half_speed(model: Kept<'_>, decode: &Decode, last: usize) -> Option<usize> {
     let half = decode.at(model, 0).p50 / 2.0;
     if decode.at(model, last).p50 > half {
         return None;
@@ -209,7 +209,7 @@ fn half_speed(model: &dyn Sizes, decode: &Decode, last: usize) -> Option<usize> 
     Some(low)
 }
 
-fn prefill(machine: &Machine, model: &dyn Sizes, threads: usize, past: Option<&Entry>) -> (Quantiles, Basis) {
+fn prefill(machine: &Machine, model: Kept<'_>, threads: usize, past: Option<&Entry>) -> (Quantiles, Basis) {
     let macs = mean_macs(model, 0, PROMPT_TOKENS) / 1e9;
     let per_second = |gmacs: f64| if macs > 0.0 { gmacs / macs } else { 0.0 };
     match past.and_then(|e| measured(&e.prefill)) {
@@ -227,7 +227,7 @@ fn prefill_gmacs(machine: &Machine, threads: usize) -> f64 {
 }
 
 /// Mean multiply-adds per token over positions `from..to`; linear in the position, so the middle stands for all.
-fn mean_macs(model: &dyn Sizes, from: usize, to: usize) -> f64 {
+fn mean_macs(model: Kept<'_>, from: usize, to: usize) -> f64 {
     model.macs_per_token(from + (to - from) / 2) as f64
 }
 
@@ -246,7 +246,7 @@ pub struct Observed {
 
 impl Observed {
     /// The run as history keeps it: predicted against actual. Short runs say nothing.
-    pub fn run(&self, machine: &Machine, model: &dyn Sizes, threads: usize) -> Run {
+    pub fn run(&self, machine: &Machine, model: Kept<'_>, threads: usize) -> Run {
         let prompt_end = self.start + self.prompt_tokens;
         let decode = (self.decode_tokens >= LEAST_DECODE_TOKENS && self.decode_seconds > 0.0).then(|| {
             let middle = prompt_end + self.decode_tokens / 2;

@@ -6,10 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+mod context;
+mod disk;
 mod error;
 mod facts;
 mod forecast;
 pub mod history;
+pub mod kv;
+mod kv_plan;
 mod limits;
 mod machine;
 mod plan;
@@ -21,12 +25,16 @@ pub mod units;
 mod wish;
 
 pub use budget::Budget;
+pub use context::{Context, FormatAt, FormatLimit};
+pub use disk::{CACHE_DIR, DiskPlan, DiskWish};
 pub use error::PlanError;
 pub use facts::{Bound, CpuFacts, MemoryFacts, SysRoot, peak_bytes};
 pub use forecast::{Basis, DECODE_SHARE, Forecast, LAYER_SECONDS, Observed, PROMPT_TOKENS, Quantiles};
 pub use history::History;
+pub use kv::{KvChoice, KvNoise, KvRule, LayerChoice};
+pub use kv_plan::{KvBasis, KvGroup, KvMeasured, KvPlan};
 pub use limits::{LimitSource, MemoryLimit};
 pub use machine::{CACHE_FILE, Machine, Measured, Probe, Prober, ReadRate};
-pub use plan::{Context, MemoryLine, Plan, Sizes, Subject};
+pub use plan::{Kept, MemoryLine, Plan, Sizes, Subject};
 pub use tuning::{Trial, TuningTable};
-pub use wish::Wish;
+pub use wish::{KvWish, Wish, show_pair};

@@ -1,31 +1,32 @@
 //! `Plan`: what will be done on this machine for this wish. Owns the choice of threads and context and the verdict;
 //! every size comes from [`Sizes`], that is, from `hob_model::ModelInfo`.
 
-use hob_model::{Footprint, Layout, ModelInfo};
+use hob_model::{Footprint, KvLayout, KvPair, LayerState, Layout, ModelInfo};
 use serde::Serialize;
 
 use crate::budget::Budget;
+use crate::context::{Context, FormatLimit, Room};
+use crate::disk::DiskPlan;
 use crate::error::PlanError;
 use crate::forecast::{Forecast, forecast};
 use crate::history::{History, Key};
+use crate::kv::KvNoise;
+use crate::kv_plan::KvPlan;
 use crate::machine::Machine;
-use crate::units::{show_bytes, show_count};
 use crate::wish::Wish;
-
-/// Contexts tried, largest first, when the user names none: the first whose KV takes at most [`KV_SHARE`] of the budget.
-const CTX_DEFAULTS: [usize; 3] = [32_768, 16_384, 8_192];
-/// Share of the budget that a context nobody asked for may take.
-const KV_SHARE: f64 = 0.25;
-/// A model is refused when not even this context fits.
-const CTX_LEAST: usize = 512;
 
 /// What a plan asks of a model. Implemented by `ModelInfo`; tests put known sizes in its place.
 pub trait Sizes {
     fn footprint(&self, layout: &Layout) -> Footprint;
     /// Bytes one decode step reads at this position.
-    fn bytes_per_token(&self, position: usize) -> u64;
+    fn bytes_per_token(&self, position: usize, kv: &KvLayout) -> u64;
+    /// Bytes of K and V that one token adds.
+    fn kv_bytes_per_token(&self, kv: &KvLayout) -> u64;
+    /// What layer `layer` gets when `kv` is wished for; `None` for a layer without K and V.
+    fn kv_pair(&self, kv: &KvLayout, layer: usize) -> Option<KvPair>;
     /// Multiply-adds of one token at this position.
     fn macs_per_token(&self, position: usize) -> u64;
+    fn parameters(&self) -> u64;
     fn ctx_train(&self) -> usize;
     fn layers(&self) -> usize;
 }
@@ -35,12 +36,25 @@ impl Sizes for ModelInfo {
         self.footprint(layout)
     }
 
-    fn bytes_per_token(&self, position: usize) -> u64 {
-        self.bytes_per_token(position)
+    fn bytes_per_token(&self, position: usize, kv: &KvLayout) -> u64 {
+        self.bytes_per_token(position, kv)
+    }
+
+    fn kv_bytes_per_token(&self, kv: &KvLayout) -> u64 {
+        self.kv_bytes_per_token(kv)
+    }
+
+    fn kv_pair(&self, kv: &KvLayout, layer: usize) -> Option<KvPair> {
+        let has_kv = matches!(self.states().get(layer), Some(LayerState::Kv { .. }));
+        has_kv.then(|| self.kv_pair(kv, layer))
     }
 
     fn macs_per_token(&self, position: usize) -> u64 {
         self.macs_per_token(position)
+    }
+
+    fn parameters(&self) -> u64 {
+        self.parameters()
     }
 
     fn ctx_train(&self) -> usize {
@@ -52,6 +66,29 @@ impl Sizes for ModelInfo {
     }
 }
 
+/// A model whose K and V are kept in given formats, as the forecast reads it.
+#[derive(Clone, Copy)]
+pub struct Kept<'a> {
+    pub sizes: &'a dyn Sizes,
+    pub kv: &'a KvLayout,
+}
+
+impl Kept<'_> {
+    /// Bytes one decode step reads at this position.
+    pub fn bytes_per_token(&self, position: usize) -> u64 {
+        self.sizes.bytes_per_token(position, self.kv)
+    }
+
+    /// Multiply-adds of one token at this position.
+    pub fn macs_per_token(&self, position: usize) -> u64 {
+        self.sizes.macs_per_token(position)
+    }
+
+    pub fn layers(&self) -> usize {
+        self.sizes.layers()
+    }
+}
+
 /// The model a plan is for.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
@@ -60,6 +97,8 @@ pub struct Subject<'a> {
     /// `ModelFile::model_id`, for history.
     pub id: &'a str,
     pub sizes: &'a dyn Sizes,
+    /// What every KV format does to it, once measured.
+    pub noise: Option<&'a KvNoise>,
 }
 
 /// One line of the memory table.
@@ -67,17 +106,6 @@ pub struct Subject<'a> {
 pub struct MemoryLine {
     pub name: String,
     pub bytes: u64,
-}
-
-/// The planned context and its bounds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Context {
-    pub tokens: usize,
-    pub trained_tokens: usize,
-    /// The most that fits in memory, at most the trained context; 0 when not even the weights fit.
-    pub fits_tokens: usize,
-    /// Whether the user named it.
-    pub asked: bool,
 }
 
 /// What will be done, with memory and speed by line.
@@ -88,16 +116,23 @@ pub struct Plan {
     pub isa: String,
     pub threads: usize,
     pub context: Context,
+    pub kv: KvPlan,
+    /// What each KV format would allow, best first.
+    pub formats: Vec<FormatLimit>,
     pub sequences: usize,
     pub chunk_rows: usize,
     pub memory: Vec<MemoryLine>,
     pub weights_bytes: u64,
     pub kv_bytes: u64,
+    /// Tokens of earlier conversations whose K and V stay in memory, counted in `kv_bytes`.
+    pub cached_tokens: usize,
     pub scratch_bytes: u64,
     pub total_bytes: u64,
     /// Mapped tables: page cache that the system may drop, not in the total.
     pub mapped_bytes: u64,
     pub budget: Budget,
+    /// Where K and V survive the process; `None` while nobody asked.
+    pub disk: Option<DiskPlan>,
     pub fits: bool,
     pub forecast: Forecast,
     /// Why each choice was made, and what the alternative costs.
@@ -113,32 +148,43 @@ impl Plan {
     /// Decides. A wish that cannot be met still gives a plan, with the refusal inside: see [`Plan::accept`].
     pub fn make(machine: &Machine, model: &Subject<'_>, wish: &Wish, history: &History) -> Self {
         let mut notes = Notes::default();
-        let (budget, warning) = Budget::of(&machine.memory, wish.ram);
+        let budget = if wish.on_paper { Budget::on_paper } else { Budget::of };
+        let (budget, warning) = budget(&machine.memory, wish.ram);
         notes.warnings.extend(warning);
         let threads = choose_threads(machine, wish, &mut notes);
+        let (kv, kv_layout) = KvPlan::choose(model, wish.kv, &mut notes);
         let shape = Layout {
             ctx_tokens: 0,
             sequences: wish.sequences.max(1),
             chunk_rows: wish.chunk_rows.unwrap_or(Layout::CHUNK_ROWS).max(1),
             logit_rows: wish.sequences.max(1),
+            kv: kv_layout,
             threads,
+            ..Layout::new(1)
         };
-        let context = choose_context(model.sizes, &shape, &budget, wish, &mut notes);
-        let layout = Layout { ctx_tokens: context.tokens, ..shape };
-        let footprint = model.sizes.footprint(&layout);
-        if !budget.holds(footprint.total) {
-            notes.refuse(does_not_fit(model.sizes, &layout, &context, &budget));
-        }
         let key = Key { model: model.id.to_string(), isa: machine.cpu.isa.clone(), threads };
         let past = history.find(&key);
+        let room = Room { sizes: model.sizes, shape: &shape, budget: &budget };
+        let context = room.choose(wish, &mut notes);
+        let formats = room.formats(machine, past);
+        room.advise(&context, &formats, &mut notes);
+        let cached_tokens = room.cache(&context, wish.conversations);
+        let layout = Layout { ctx_tokens: context.tokens, cached_tokens, ..shape.clone() };
+        let footprint = model.sizes.footprint(&layout);
+        if !budget.holds(footprint.total) {
+            notes.refuse(room.refusal(&layout, &context, &formats));
+        }
         notes.warnings.extend(machine.notes.iter().cloned());
+        let kept = Kept { sizes: model.sizes, kv: &layout.kv };
         Self {
             model: model.name.to_string(),
             model_id: model.id.to_string(),
             isa: machine.cpu.isa.clone(),
             threads,
-            forecast: forecast(machine, model.sizes, threads, context.tokens, past),
+            forecast: forecast(machine, kept, threads, context.tokens, past),
             context,
+            kv,
+            formats,
             sequences: layout.sequences,
             chunk_rows: layout.chunk_rows,
             memory: footprint
@@ -148,11 +194,13 @@ impl Plan {
                 .collect(),
             weights_bytes: footprint.weights,
             kv_bytes: footprint.kv,
+            cached_tokens,
             scratch_bytes: footprint.scratch,
             total_bytes: footprint.total,
             mapped_bytes: footprint.mapped,
             fits: notes.refusal.is_none(),
             budget,
+            disk: None,
             reasons: notes.reasons,
             warnings: notes.warnings,
             layout,
@@ -179,14 +227,14 @@ impl Plan {
 
 /// Reasons and warnings as they come up; the first refusal counts.
 #[derive(Default)]
-struct Notes {
-    reasons: Vec<String>,
-    warnings: Vec<String>,
+pub(crate) struct Notes {
+    pub reasons: Vec<String>,
+    pub warnings: Vec<String>,
     refusal: Option<PlanError>,
 }
 
 impl Notes {
-    fn refuse(&mut self, error: PlanError) {
+    pub fn refuse(&mut self, error: PlanError) {
         self.refusal.get_or_insert(error);
     }
 }
@@ -234,81 +282,4 @@ fn choose_threads(machine: &Machine, wish: &Wish, notes: &mut Notes) -> usize {
         }
     }
     chosen
-}
-
-fn choose_context(
-    sizes: &dyn Sizes,
-    shape: &Layout,
-    budget: &Budget,
-    wish: &Wish,
-    notes: &mut Notes,
-) -> Context {
-    let trained = sizes.ctx_train().max(1);
-    let at = |tokens: usize| sizes.footprint(&Layout { ctx_tokens: tokens, ..shape.clone() });
-    let fits = largest(trained, |n| budget.holds(at(n).total));
-    let context = |tokens, asked| Context { tokens, trained_tokens: trained, fits_tokens: fits, asked };
-    if let Some(asked) = wish.ctx_tokens {
-        if asked == 0 {
-            notes.refuse(PlanError::NoContext { trained });
-        }
-        if asked > trained {
-            notes.refuse(PlanError::ContextBeyondTraining { asked, trained });
-        }
-        notes.reasons.push(format!("context {}: asked for", show_count(asked as u64)));
-        return context(asked.max(1), true);
-    }
-    let cheap = |n: usize| budget.bytes.is_none_or(|b| at(n).kv as f64 <= b as f64 * KV_SHARE);
-    let wanted =
-        CTX_DEFAULTS.into_iter().find(|&n| cheap(n.min(trained))).unwrap_or(CTX_DEFAULTS[2]).min(trained);
-    let tokens = wanted.min(fits.max(CTX_LEAST.min(trained)));
-    let why = if tokens == trained {
-        "all the model was trained for".to_string()
-    } else if tokens < wanted {
-        "all that fits in memory".to_string()
-    } else {
-        let more = at(fits.max(tokens)).total.saturating_sub(at(tokens).total);
-        let most = if fits > tokens {
-            format!("; --ctx {fits} is possible and takes {} more", show_bytes(more))
-        } else {
-            String::new()
-        };
-        format!("a default whose KV takes at most a quarter of the memory{most}")
-    };
-    notes.reasons.push(format!("context {}: {why}", show_count(tokens as u64)));
-    context(tokens, false)
-}
-
-/// Largest `n` in `1..=most` that `fits` (monotone), in whole pages of 256 unless it is `most`; 0 if none does.
-fn largest(most: usize, fits: impl Fn(usize) -> bool) -> usize {
-    const PAGE: usize = 256;
-    if fits(most) {
-        return most;
-    }
-    let (mut low, mut high) = (0, most.div_ceil(PAGE));
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if fits(middle * PAGE) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    low * PAGE
-}
-
-fn does_not_fit(sizes: &dyn Sizes, layout: &Layout, context: &Context, budget: &Budget) -> PlanError {
-    let limit_bytes = budget.bytes.unwrap_or(u64::MAX);
-    let source_of_limit = budget.source.clone();
-    let least = CTX_LEAST.min(context.trained_tokens).min(context.tokens);
-    if context.fits_tokens >= least {
-        return PlanError::ContextDoesNotFit {
-            asked: context.tokens,
-            fits: context.fits_tokens,
-            needs_bytes: sizes.footprint(layout).total,
-            limit_bytes,
-            source_of_limit,
-        };
-    }
-    let needs_bytes = sizes.footprint(&Layout { ctx_tokens: least, ..layout.clone() }).total;
-    PlanError::ModelDoesNotFit { needs_bytes, ctx_tokens: least, limit_bytes, source_of_limit }
 }

@@ -11,13 +11,18 @@ impl Plan {
     pub fn short(&self) -> String {
         let mut out = String::new();
         let limit = self.limit();
+        let cached = match self.cached_tokens {
+            0 => String::new(),
+            n => format!(" and {} of earlier ones", show_count(n as u64)),
+        };
         let _ = writeln!(
             out,
-            "{}: weights {} + KV {} ({} tokens) + activations {} = {} of {limit}",
+            "{}: weights {} + KV {} ({} tokens{cached}, {}) + activations {} = {} of {limit}",
             self.model,
             show_bytes(self.weights_bytes),
             show_bytes(self.kv_bytes),
             show_count(self.context.tokens as u64),
+            self.kv.label(),
             show_bytes(self.total_bytes.saturating_sub(self.weights_bytes + self.kv_bytes)),
             show_bytes(self.total_bytes),
         );
@@ -44,26 +49,31 @@ impl Plan {
     pub fn table(&self) -> String {
         let mut out = format!("{} on {} threads ({})\n", self.model, self.threads, self.isa);
         out.push_str("memory\n");
+        // As wide as the longest name, and as the tables below it.
+        let width = self.memory.iter().map(|l| l.name.len()).max().unwrap_or(0).max(34);
         for line in &self.memory {
-            let _ = writeln!(out, "  {:<34}{:>10}", line.name, show_bytes(line.bytes));
+            let _ = writeln!(out, "  {:<width$}{:>10}", line.name, show_bytes(line.bytes));
         }
-        let _ = writeln!(out, "  {:<34}{:>10}", "total", show_bytes(self.total_bytes));
+        let _ = writeln!(out, "  {:<width$}{:>10}", "total", show_bytes(self.total_bytes));
         if self.mapped_bytes > 0 {
             let _ = writeln!(
                 out,
-                "  {:<34}{:>10}",
+                "  {:<width$}{:>10}",
                 "beside it, page cache of the file",
                 show_bytes(self.mapped_bytes)
             );
         }
         let verdict = if self.fits { "fits" } else { "REFUSED" };
-        let _ = writeln!(out, "  {:<34}{:>10}", "limit", self.limit());
+        let _ = writeln!(out, "  {:<width$}{:>10}", "limit", self.limit());
         if let Err(refusal) = self.accept() {
             let _ = writeln!(out, "  {verdict}: {refusal}");
         } else {
             let _ = writeln!(out, "  {verdict}");
         }
+        out.push_str(&self.kv.table());
         self.context_table(&mut out);
+        self.format_table(&mut out);
+        self.cache_lines(&mut out);
         speed_table(&self.forecast, self.context.tokens, &mut out);
         for (title, lines) in [("why", &self.reasons), ("notes", &self.warnings)] {
             if !lines.is_empty() {
@@ -93,6 +103,92 @@ impl Plan {
         if let Some(half) = self.forecast.half_speed_tokens {
             let _ = writeln!(out, "  {:<34}{:>10}", "decode at half speed from", count(half));
         }
+    }
+
+    /// The largest context of every format.
+    fn format_table(&self, out: &mut String) {
+        let _ = writeln!(
+            out,
+            "  {:<9}{:>12}{:>14}{:>18}",
+            "--kv", "KV a token", "most tokens", "half speed from"
+        );
+        for l in &self.formats {
+            let half = l.half_speed_tokens.map_or("-".to_string(), |n| show_count(n as u64));
+            let planned = if l.planned { "  <- planned" } else { "" };
+            let _ = writeln!(
+                out,
+                "  {:<9}{:>12}{:>14}{half:>18}{planned}",
+                l.kv,
+                show_bytes(l.bytes_per_token),
+                show_count(l.fits_tokens as u64),
+            );
+        }
+    }
+
+    fn cache_lines(&self, out: &mut String) {
+        let _ = writeln!(out, "earlier conversations");
+        let cached = match self.cached_tokens {
+            0 => "prefix cache: only the live conversation in memory".to_string(),
+            n => format!("prefix cache: {} tokens in spare memory", show_count(n as u64)),
+        };
+        let _ = writeln!(out, "  {cached}");
+        if let Some(disk) = &self.disk {
+            let _ = writeln!(out, "  {}", disk.line());
+        }
+    }
+
+    /// What would hold a prompt of `tokens`, more than the planned context, if anything does.
+    pub fn longer(&self, tokens: usize) -> String {
+        let count = |n: usize| show_count(n as u64);
+        let c = &self.context;
+        if tokens > c.trained_tokens {
+            return format!(
+                "the model was trained for {}: no --ctx holds this prompt",
+                count(c.trained_tokens)
+            );
+        }
+        if tokens <= c.fits_tokens {
+            return format!("up to --ctx {} is possible here", c.fits_tokens);
+        }
+        match self.formats.iter().find(|l| l.fits_tokens >= tokens) {
+            Some(l) => format!("with --kv {} up to --ctx {} is possible here", l.kv, l.fits_tokens),
+            None => {
+                let most = self.formats.iter().map(|l| l.fits_tokens).max().unwrap_or(0);
+                format!("memory holds at most {} tokens, whatever --kv", count(most))
+            }
+        }
+    }
+
+    /// The noise of every layer behind a measured choice of KV formats; empty where nothing was measured.
+    pub fn kv_table(&self) -> String {
+        self.kv.measured.as_ref().map(|m| m.table()).unwrap_or_default()
+    }
+
+    /// What 16K, 64K, 128K and the largest context take with every KV format, and how fast they decode at their end.
+    pub fn contexts(&self) -> String {
+        let limit = self.limit();
+        let mut out = format!("{} by context and KV format, limit {limit}\n", self.model);
+        let _ = writeln!(
+            out,
+            "  {:<9}{:>10}{:>12}{:>12}{:>7}{:>14}",
+            "--kv", "tokens", "KV", "total", "fits", "tok/s at end"
+        );
+        for format in &self.formats {
+            for at in &format.contexts {
+                let most = if at.ctx_tokens == format.fits_tokens { "  the most" } else { "" };
+                let _ = writeln!(
+                    out,
+                    "  {:<9}{:>10}{:>12}{:>12}{:>7}{:>14}{most}",
+                    format.kv,
+                    show_count(at.ctx_tokens as u64),
+                    show_bytes(at.kv_bytes),
+                    show_bytes(at.total_bytes),
+                    if at.fits { "yes" } else { "no" },
+                    show_figures(at.decode_tokens_per_second),
+                );
+            }
+        }
+        out
     }
 }
 

@@ -8,6 +8,7 @@
 mod error;
 mod formats;
 mod int;
+mod kv;
 mod packed;
 mod registry;
 mod row;
@@ -15,6 +16,10 @@ mod row;
 pub use error::QuantError;
 pub use formats::grids;
 pub use int::{INT_BLOCK, IntBlock, Minima, int_block};
+pub use kv::{
+    KV_GROUP, KvFormat, KvGroup, Q4_PROPOSALS, asym4_group, decode_kv, encode_kv, hadamard, kv_groups,
+    q4_group, q8_group, scales_are_sound,
+};
 pub use packed::packed_bytes;
 pub use registry::Format;
 pub use row::{decode_row, encode_row};

@@ -72,7 +72,7 @@ fn usage(figures: &Figures) -> Value {
         "prompt_tokens": figures.prompt_tokens,
         "completion_tokens": figures.generated_tokens,
         "total_tokens": figures.prompt_tokens + figures.generated_tokens,
-        "prompt_tokens_details": {"cached_tokens": figures.reused_tokens},
+        "prompt_tokens_details": {"cached_tokens": figures.cached_tokens()},
     })
 }
 

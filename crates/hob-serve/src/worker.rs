@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use hob_engine::{Engine, EngineError, Event, Outcome, Session};
+use hob_engine::{Engine, EngineError, Event, Outcome, Prompt, Session};
 
 use crate::error::{Result, ServeError};
 use crate::queue::{Job, Queue, Update};
@@ -46,7 +46,7 @@ fn serve_one(
     }
     let Some(session) = session else { return Err(EngineError::ForeignSession) };
     let mut request = job.request.clone();
-    request.prompt = session.prompt_for(&job.rendered)?;
+    request.prompt = Prompt::text(job.rendered.as_str());
     engine.generate_events(session, &request, &job.cancel, &mut |event| {
         let update = match event {
             Event::Prefill { ready, of } => Update::Prefill { ready, of },

@@ -98,6 +98,31 @@ async fn a_conversation_that_goes_on_reuses_its_prefix() {
 }
 
 #[tokio::test]
+async fn conversations_that_take_turns_lose_no_prefix() {
+    let server = start(options()).await;
+    let mut talks: Vec<Vec<Value>> = ["one", "another", "a third"]
+        .map(|topic| {
+            vec![json!({"role": "user", "content": format!("{topic}: {}", "tell me more ".repeat(12))})]
+        })
+        .into();
+    let mut known = [0; 3];
+    for turn in 0..3 {
+        for (talk, known) in talks.iter_mut().zip(&mut known) {
+            let reply =
+                server.post(&json!({"messages": talk, "ignore_eos": true, "max_tokens": 8})).await.json();
+            let usage = &reply["usage"];
+            let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+            // The first turns share how a conversation begins; later ones find all they ran.
+            assert!(cached >= *known && (turn > 0 || cached < 10), "turn {turn}: {usage}, known {known}");
+            *known = usage["total_tokens"].as_u64().unwrap() - 1;
+            talk.push(json!({"role": "assistant", "content": reply["choices"][0]["message"]["content"]}));
+            talk.push(json!({"role": "user", "content": "go on"}));
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn errors_have_openai_shape_and_name_the_field() {
     let server = start_with(options(), 64).await;
     for (body, param) in [

@@ -142,6 +142,7 @@ typed_views!(
     as_i8 as_mut_i8 i8,
     as_u16 as_mut_u16 u16,
     as_i32 as_mut_i32 i32,
+    as_u32 as_mut_u32 u32,
     as_f32 as_mut_f32 f32
 );
 

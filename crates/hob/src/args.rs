@@ -1,10 +1,15 @@
 //! Flags as typed, before anything is looked at: one struct per command. It must not touch the machine.
 
+mod lab;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use hob_plan::units::Size;
+use hob_plan::{DiskWish, KvWish};
+
+pub use lab::{KvArgs, KvSubjectArgs, NeedleArgs};
 
 /// Exit codes, shown by `hob --help`.
 pub const EXIT_CODES: &str = "\
@@ -46,6 +51,10 @@ pub enum Command {
     Rm(RmArgs),
     /// Show what a model file holds
     Show(ShowArgs),
+    /// Look after what earlier conversations left on disk
+    Cache(CacheArgs),
+    /// List, show or remove recorded conversations
+    Sessions(SessionsArgs),
     /// Tools for people who work on hob
     Lab(LabArgs),
     /// Print a completion script for a shell
@@ -56,10 +65,36 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
     /// Model: a name from `hob list`, a .gguf file, a folder with safetensors, or hf:OWNER/REPO[@REV][:FILE or TYPE]
-    #[arg(short, long, env = "HOB_MODEL", default_value = DEFAULT_MODEL)]
-    pub model: String,
+    /// [default: that of the session, else HOB_MODEL, else 'default']
+    #[arg(short, long)]
+    pub model: Option<String>,
     #[command(flatten)]
     pub layout: LayoutArgs,
+    #[command(flatten)]
+    pub disk: DiskArgs,
+    /// Leave no trace: neither the conversation nor its KV is written to disk, and nothing earlier is read from there
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+impl ModelArgs {
+    /// The model to use; `recorded` is that of the session, which only a flag overrides.
+    pub fn wanted(&self, recorded: Option<&str>) -> String {
+        let env = || std::env::var("HOB_MODEL").ok().filter(|m| !m.is_empty());
+        let named = self.model.clone().or_else(|| recorded.map(str::to_string)).or_else(env);
+        named.unwrap_or_else(|| DEFAULT_MODEL.to_string())
+    }
+}
+
+/// Where KV of earlier conversations lies, and how much.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DiskArgs {
+    /// Folder for KV of earlier conversations [default: cache in HOB_HOME]
+    #[arg(long, value_name = "DIR", env = "HOB_CACHE_DIR", hide_env_values = true)]
+    pub cache_dir: Option<PathBuf>,
+    /// Most disk for it, such as 4G or 5%, or off [default: a tenth of the free disk, up to 16G]
+    #[arg(long, value_name = "SIZE", env = "HOB_CACHE_DISK", hide_env_values = true, value_parser = DiskWish::parse)]
+    pub cache_disk: Option<DiskWish>,
 }
 
 /// Name of the model that is used when none is named.
@@ -77,6 +112,9 @@ pub struct LayoutArgs {
     /// Most memory to use, such as 8G, 512M or 50%
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub ram: Option<Size>,
+    /// How K and V are kept: auto (as measured on this model), f16, bf16, q8, q4, asym4, or K/V such as q8/q4
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = KvWish::parse)]
+    pub kv: KvWish,
 }
 
 /// How tokens are chosen. What is left out keeps the engine's default.
@@ -125,6 +163,9 @@ pub struct RunArgs {
     /// Send the prompt as it stands, without the model's chat template
     #[arg(long, conflicts_with = "system")]
     pub raw: bool,
+    /// Go on with the conversation of this name; a new name starts one (`hob sessions` lists them)
+    #[arg(short, long, value_name = "NAME", conflicts_with_all = ["raw", "no_cache"])]
+    pub session: Option<String>,
     /// Print the answer only
     #[arg(short, long)]
     pub quiet: bool,
@@ -139,6 +180,12 @@ pub struct ChatArgs {
     /// System message
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Go on with the conversation of this name; a new name starts one (`hob sessions` lists them)
+    #[arg(short, long, value_name = "NAME", conflicts_with_all = ["go_on", "no_cache"])]
+    pub session: Option<String>,
+    /// Go on with the last conversation
+    #[arg(short = 'c', long = "continue", conflicts_with = "no_cache")]
+    pub go_on: bool,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -169,8 +216,17 @@ pub struct ServeArgs {
 pub struct PlanArgs {
     /// Model to plan for (a name, a path, or hf:OWNER/REPO once pulled); without it the machine is shown
     pub model: Option<String>,
+    /// Plan for a known shape instead of a file, such as llama-3.1-70b:q4_k_m (`help` lists shapes and types); --ram may
+    /// be more than this machine has
+    #[arg(long, value_name = "SHAPE:TYPE", conflicts_with = "model")]
+    pub synth: Option<String>,
     #[command(flatten)]
     pub layout: LayoutArgs,
+    #[command(flatten)]
+    pub disk: DiskArgs,
+    /// Also every context with every KV format, and the measured noise of each layer
+    #[arg(short, long)]
+    pub verbose: bool,
     /// Measure the machine again
     #[arg(long)]
     pub refresh: bool,
@@ -211,6 +267,9 @@ pub struct BenchArgs {
     /// Most tokens of the context [default: what the depths need]
     #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     pub ctx: Option<usize>,
+    /// KV formats to measure one after the other: auto, one for both sides, or K/V [default: f16]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = KvWish::parse)]
+    pub kv: Vec<KvWish>,
     /// Longest time to fill the context up to a depth with real tokens; beyond it synthetic KV is written
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     pub fill_seconds: f64,
@@ -252,6 +311,56 @@ pub struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CacheArgs {
+    #[command(subcommand)]
+    pub tool: Option<CacheTool>,
+    /// Folder of the cache [default: cache in HOB_HOME]
+    #[arg(long, value_name = "DIR", env = "HOB_CACHE_DIR", hide_env_values = true, global = true)]
+    pub cache_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum CacheTool {
+    /// What is stored, and where (what `hob cache` alone does)
+    List,
+    /// Remove the least useful until it fits
+    Trim {
+        /// Size to shrink to, such as 2G [default: the budget that a run would have]
+        #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+        to: Option<Size>,
+    },
+    /// Read everything and check every checksum
+    Verify,
+    /// Remove all of it (recorded conversations stay: see `hob sessions`)
+    Clear,
+}
+
+#[derive(Debug, Args)]
+pub struct SessionsArgs {
+    #[command(subcommand)]
+    pub tool: Option<SessionsTool>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum SessionsTool {
+    /// Every conversation, the newest first (what `hob sessions` alone does)
+    List,
+    /// Print a conversation
+    Show { name: String },
+    /// Remove conversations
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
 pub struct LabArgs {
     #[command(subcommand)]
     pub tool: LabTool,
@@ -271,6 +380,10 @@ pub enum LabTool {
     Ppl(PplArgs),
     /// How far model B strays from model A on a text: KL(A||B), top-1 agreement, perplexities
     Kl(KlArgs),
+    /// KV formats of one model on a text: bytes, KL(f16||format), top-1 agreement, perplexity; and what auto picks and why
+    Kv(KvArgs),
+    /// Hide facts in a long text, and see whether the model finds them
+    Needle(NeedleArgs),
 }
 
 #[derive(Debug, Args)]
@@ -288,6 +401,10 @@ pub struct SynthArgs {
     /// Seed of the weights; the same seed gives the same file
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Weights of the norms of Q and K, in shapes that have them [default: 1]; the fourth root of head_dim is an attention
+    /// scale of 1
+    #[arg(long, value_name = "GAIN")]
+    pub qk_gain: Option<f32>,
 }
 
 /// A text, and how it is walked.

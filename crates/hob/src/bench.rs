@@ -1,10 +1,10 @@
 //! `hob bench`: flags to a bench, its lines as they come.
 
 use anyhow::Result;
-use hob_lab::bench::{self, BenchConfig, HEADER, Report, Row, Subject, Watch};
+use hob_lab::bench::{self, BenchConfig, HEADER, KvFormats, Report, Row, Subject, Watch};
 use hob_lab::synth::Synth;
-use hob_model::{FileTensors, ModelInfo, TensorSource};
-use hob_plan::{History, Machine, Plan, TuningTable, Wish};
+use hob_model::{FileTensors, KvLayout, KvPair, ModelInfo};
+use hob_plan::{History, KvRule, KvWish, Machine, Plan, TuningTable, Wish};
 use indicatif::ProgressBar;
 
 use crate::args::BenchArgs;
@@ -26,12 +26,20 @@ pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
             let synth =
                 Synth::parse(text).and_then(Synth::runnable).map_err(|e| UsageError(e.to_string()))?;
             let info = synth.info()?;
-            measure(&machine, args, synth.name(), synth.description(), &synth, info)
+            let kv = formats(args, || {
+                let what = "auto goes by a prompt, and made-up weights read none; name formats such as q8,q4";
+                Err(UsageError(format!("--kv auto --synth {text}: {what}")).into())
+            })?;
+            let (name, description) = (synth.name(), synth.description());
+            measure(&machine, args, kv, Subject { name, description, source: &synth, info })
         }
         None => {
             let opened = house.open(&args.model, true)?;
             let info = ModelInfo::read(&opened.file)?;
-            measure(&machine, args, opened.name, String::new(), &FileTensors(opened.file), info)
+            let kv =
+                formats(args, || Ok(KvRule::default().choose(&crate::lab::noise(house, &opened)?).layout))?;
+            let (name, source) = (opened.name, FileTensors(opened.file));
+            measure(&machine, args, kv, Subject { name, description: String::new(), source: &source, info })
         }
     }
 }
@@ -52,14 +60,19 @@ fn tune(house: &House, machine: Machine, json: bool) -> Result<i32> {
     Ok(exit::OK)
 }
 
-fn measure(
-    machine: &Machine,
-    args: &BenchArgs,
-    name: String,
-    description: String,
-    source: &dyn TensorSource,
-    info: ModelInfo,
-) -> Result<i32> {
+/// What `--kv` stands for; `auto` says what that is.
+fn formats(args: &BenchArgs, auto: impl Fn() -> Result<KvLayout>) -> Result<Vec<KvFormats>> {
+    let format = |&wish: &KvWish| {
+        let layout = match wish {
+            KvWish::Auto => auto()?,
+            KvWish::Pair(pair) => KvLayout::uniform(pair),
+        };
+        Ok(KvFormats { name: wish.to_string(), layout })
+    };
+    if args.kv.is_empty() { Ok(vec![KvFormats::f16()]) } else { args.kv.iter().map(format).collect() }
+}
+
+fn measure(machine: &Machine, args: &BenchArgs, kv: Vec<KvFormats>, subject: Subject<'_>) -> Result<i32> {
     let mut config = BenchConfig {
         threads: args.threads.clone(),
         prompt: args.prompt,
@@ -68,22 +81,27 @@ fn measure(
         repeat: args.repeat,
         depths: args.depth.clone(),
         ctx_tokens: 0,
+        kv,
         fill_seconds: args.fill_seconds,
     };
     // What fits and what the model was trained for bound the context, as in every other plan.
-    let plan_for = |ctx_tokens| {
-        let wish = Wish { ctx_tokens, ..Wish::default() };
-        let subject = hob_plan::Subject { name: &name, id: "", sizes: &info };
+    let wishes = if args.kv.is_empty() { vec![KvWish::Pair(KvPair::default())] } else { args.kv.clone() };
+    let plan_for = |ctx_tokens, kv| {
+        let wish = Wish { ctx_tokens, kv, ..Wish::default() };
+        let subject = hob_plan::Subject { name: &subject.name, id: "", sizes: &subject.info, noise: None };
         Plan::make(machine, &subject, &wish, &History::default())
     };
-    let free = plan_for(None);
-    let most = free.context.trained_tokens.min(free.context.fits_tokens.max(1));
+    let free: Vec<Plan> = wishes.iter().map(|&kv| plan_for(None, kv)).collect();
+    let most = |p: &Plan| p.context.trained_tokens.min(p.context.fits_tokens.max(1));
+    // Formats stand side by side: what the largest leaves room for counts for all.
+    let most = free.iter().map(most).min().unwrap_or(1);
     config.ctx_tokens = args.ctx.unwrap_or_else(|| config.wanted_ctx().min(most));
-    plan_for(Some(config.ctx_tokens)).accept()?;
-    if config.threads.is_empty() {
-        config.threads = vec![free.threads];
+    for &kv in &wishes {
+        plan_for(Some(config.ctx_tokens), kv).accept()?;
     }
-    let subject = Subject { name, description, source, info };
+    if config.threads.is_empty() {
+        config.threads = free.first().map(|p| p.threads).into_iter().collect();
+    }
     if !args.json {
         term::print(&format!("{}\n{machine}\n", Report::new(&subject).title()))?;
     }

@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use hob_engine::{EngineError, Finish, Sampling, Session};
+use hob_engine::{Finish, Prompt, Sampling, Session};
 use hob_text::Message;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use crate::args::{ChatArgs, SamplingArgs};
-use crate::exit;
-use crate::house::{House, Loaded, wish};
+use crate::exit::{self, TooLong};
+use crate::house::{Ask, CHAT_CONVERSATIONS, House, Loaded};
+use crate::record::Record;
 use crate::reply;
 use crate::term::{self, Answer};
 
@@ -26,6 +27,8 @@ pub struct Chat<'a> {
     house: &'a House,
     loaded: Loaded,
     session: Session,
+    /// `None`: nothing is kept.
+    record: Option<Record>,
     messages: Vec<Message>,
     sampling: Sampling,
     args: SamplingArgs,
@@ -42,22 +45,42 @@ pub enum Next {
 }
 
 pub fn chat(house: &House, args: &ChatArgs) -> Result<i32> {
-    let mut loaded = house.load(&args.model.model, &wish(&args.model.layout), false)?;
+    let record = match &args.session {
+        Some(name) => Some(Record::open(house, name)?),
+        None if args.go_on => Some(Record::last(house)?),
+        None if args.model.no_cache => None,
+        None => Some(Record::unnamed(house)?),
+    };
+    let (messages, unanswered) = match &record {
+        Some(record) => record.messages_with(args.system.as_deref())?,
+        None => (args.system.iter().map(Message::system).collect(), None),
+    };
+    let model = args.model.wanted(record.as_ref().and_then(Record::model));
+    let ask = Ask { model, args: &args.model, conversations: CHAT_CONVERSATIONS, quiet: false };
+    let mut loaded = house.load(&ask).map_err(|e| match &record {
+        Some(record) => record.explain(e, &args.model),
+        None => e,
+    })?;
     if loaded.engine.template().is_none() {
         // Says why.
         loaded.engine.front().render_chat(&[Message::user("")])?;
+    }
+    if let Some(record) = &record {
+        record.resume(&mut loaded);
     }
     let session = loaded.engine.session()?;
     let mut chat = Chat {
         house,
         loaded,
         session,
-        messages: args.system.iter().map(Message::system).collect(),
+        record,
+        messages,
         sampling: reply::sampling(&args.sampling),
         args: args.sampling.clone(),
         last: None,
         answer: Answer::default(),
     };
+    chat.greet(unanswered);
     if io::stdin().is_terminal() {
         chat.talk()?
     } else {
@@ -68,9 +91,32 @@ pub fn chat(house: &House, args: &ChatArgs) -> Result<i32> {
 }
 
 impl Chat<'_> {
+    /// Says which conversation goes on, and where it stood.
+    fn greet(&self, unanswered: Option<Message>) {
+        let Some(record) = self.record.as_ref().filter(|r| !r.is_new()) else { return };
+        let name = record.name().unwrap_or_default();
+        let turns = self.messages.iter().filter(|m| m.role == "user").count();
+        let plural = if turns == 1 { "" } else { "s" };
+        term::note(&format!("session {name} goes on after {turns} question{plural}"));
+        let last = self.messages.iter().rev().take(2).collect::<Vec<_>>();
+        for message in last.into_iter().rev().filter(|m| m.role != "system") {
+            let mark = if message.role == "user" { "> " } else { "" };
+            term::note(&format!("{mark}{}", term::printable_lines(&message.content)));
+        }
+        if let Some(lost) = unanswered {
+            let text = term::printable_lines(&lost.content);
+            term::note(&format!("this question got no answer; ask it again if you like:\n> {text}"));
+        }
+    }
+
     /// Line editing, history, Ctrl-D leaves.
     fn talk(&mut self) -> Result<()> {
-        term::note("/help shows commands; Ctrl-C stops an answer; Ctrl-D leaves");
+        let kept = if self.record.is_some() {
+            "; hob chat --continue comes back to it"
+        } else {
+            "; nothing is kept"
+        };
+        term::note(&format!("/help shows commands; Ctrl-C stops an answer; Ctrl-D leaves{kept}"));
         let mut editor = Editor::open(self.house.home().join("chat_history.txt"))?;
         loop {
             match editor.read() {
@@ -115,11 +161,13 @@ impl Chat<'_> {
     /// One question and its answer. A failed turn is taken back and reported.
     fn turn(&mut self, text: String) {
         self.messages.push(Message::user(text));
+        self.keep(None);
         if let Err(problem) = self.respond() {
             self.messages.pop();
+            self.keep(None);
             term::error(&format!("{problem:#}"));
-            if matches!(problem.downcast_ref(), Some(EngineError::PromptTooLong { .. })) {
-                term::note("/clear starts over; a larger --ctx holds more");
+            if problem.is::<TooLong>() {
+                term::note("/clear starts over");
             }
         }
     }
@@ -127,8 +175,7 @@ impl Chat<'_> {
     /// Answers the last message and keeps the answer, however it ended.
     fn respond(&mut self) -> Result<()> {
         let rendered = self.loaded.engine.front().render_chat(&self.messages)?;
-        let prompt = self.session.prompt_for(&rendered)?;
-        let request = reply::request(prompt, &self.sampling, &self.args);
+        let request = reply::request(Prompt::text(rendered), &self.sampling, &self.args);
         let since = Instant::now();
         let reply = reply::stream(
             self.house,
@@ -148,7 +195,17 @@ impl Chat<'_> {
             self.house.remember(&self.loaded, &outcome.figures);
         }
         self.last = Some(reply::figures(&self.loaded, &reply));
+        let tokens = self.session.tokens().to_vec();
+        self.keep(Some(&tokens));
         Ok(())
+    }
+
+    /// Stores the conversation as it stands. A disk that will not take it is said, and the conversation goes on.
+    fn keep(&mut self, tokens: Option<&[u32]>) {
+        let Some(record) = &mut self.record else { return };
+        if let Err(problem) = record.store(&self.loaded, &self.messages, tokens) {
+            term::error(&format!("{problem:#}"));
+        }
     }
 }
 

@@ -21,6 +21,14 @@ pub const INTERRUPTED: i32 = 130;
 #[error("{0}")]
 pub struct UsageError(pub String);
 
+/// A prompt that the context does not hold, with what would.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}; {advice}")]
+pub struct TooLong {
+    pub source: EngineError,
+    pub advice: String,
+}
+
 /// The exit code of an error: the first cause that has one decides.
 pub fn code(error: &anyhow::Error) -> i32 {
     error.chain().find_map(code_of).unwrap_or(FAILED)

@@ -5,16 +5,25 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use hob_engine::{Engine, Figures, Runtime, RuntimeConfig};
+use hob_engine::{
+    CALIBRATION_TOKENS, CacheConfig, Calibration, Engine, Figures, Runtime, RuntimeConfig, load_measured,
+};
 use hob_files::ModelFile;
 use hob_hub::{Hub, HubError, Resolved};
 use hob_model::ModelInfo;
-use hob_plan::{History, Machine, Observed, Plan, Subject, Wish};
+use hob_plan::{
+    CACHE_DIR, DiskPlan, DiskWish, History, Kept, KvBasis, KvNoise, Machine, Observed, Plan, Subject, Wish,
+};
 use indicatif::ProgressBar;
 
-use crate::args::LayoutArgs;
+use crate::args::{DEFAULT_MODEL, DiskArgs, LayoutArgs, ModelArgs};
 use crate::interrupt::Interrupt;
 use crate::term::{self, LateBar, Unit};
+
+/// Earlier conversations whose prefixes `hob chat` keeps in spare memory: the one before a `/clear` or an edit.
+pub const CHAT_CONVERSATIONS: usize = 1;
+/// The same of `hob serve`: clients switch between some.
+pub const SERVE_CONVERSATIONS: usize = 4;
 
 /// What every command starts from.
 pub struct House {
@@ -33,8 +42,19 @@ pub struct Opened {
 /// A model ready to answer, and the plan it was loaded by.
 pub struct Loaded {
     pub engine: Engine,
+    /// What finds this model again from any folder.
+    pub source: String,
     pub plan: Plan,
     pub machine: Machine,
+}
+
+/// What a command asks of a model.
+pub struct Ask<'a> {
+    pub model: String,
+    pub args: &'a ModelArgs,
+    /// Earlier conversations worth spare memory.
+    pub conversations: usize,
+    pub quiet: bool,
 }
 
 impl House {
@@ -103,54 +123,141 @@ impl House {
         Ok(path?)
     }
 
-    /// The plan of an opened model.
+    /// The plan of an opened model, with the noise of its KV if that was measured.
     pub fn plan(&self, machine: &Machine, opened: &Opened, wish: &Wish) -> Result<Plan> {
+        let noise = KvNoise::load(self.home(), &opened.file.model_id());
+        self.plan_with(machine, opened, wish, noise.as_ref())
+    }
+
+    fn plan_with(
+        &self,
+        machine: &Machine,
+        opened: &Opened,
+        wish: &Wish,
+        noise: Option<&KvNoise>,
+    ) -> Result<Plan> {
         let info = ModelInfo::read(&opened.file)?;
         let id = opened.file.model_id();
-        let subject = Subject { name: &opened.name, id: &id, sizes: &info };
+        let subject = Subject { name: &opened.name, id: &id, sizes: &info, noise };
         Ok(Plan::make(machine, &subject, wish, &History::load(self.home())))
     }
 
-    /// Opens, plans, shows the plan (unless `quiet`) and loads.
+    /// Where KV of earlier conversations lies on disk, and how much.
+    pub fn disk(&self, args: &DiskArgs) -> DiskPlan {
+        let dir = args.cache_dir.clone().unwrap_or_else(|| self.home().join(CACHE_DIR));
+        DiskPlan::of(&dir, args.cache_disk.as_ref().unwrap_or(&DiskWish::Auto))
+    }
+
+    /// Opens, plans, shows the plan (unless `quiet`) and loads. A model whose KV noise is not known yet is measured on the
+    /// way, with its weights loaded once.
     ///
     /// # Errors
     /// The model is not there or not readable; the plan does not fit.
-    pub fn load(&self, wanted: &str, wish: &Wish, quiet: bool) -> Result<Loaded> {
-        let opened = self.open(wanted, true)?;
+    pub fn load(&self, ask: &Ask<'_>) -> Result<Loaded> {
+        let opened = self.open(&ask.model, true)?;
         let machine = self.machine();
-        let plan = self.plan(&machine, &opened, wish)?;
-        let layout = plan.accept()?.clone();
-        if !quiet {
-            term::note(plan.short().trim_end());
-        }
+        let wish = Wish { conversations: ask.conversations, ..wish(&ask.args.layout) };
+        let mut plan = self.plan(&machine, &opened, &wish)?;
+        plan.accept()?;
         let runtime = Runtime::new(&RuntimeConfig { threads: Some(plan.threads), exact: false })?;
         let mut bar = LateBar::new("loading", Unit::Bytes);
-        let engine = Engine::load(&runtime, opened.file, layout, &mut |done, total| bar.set(done, total))?;
+        let mut progress = |done, total| bar.set(done, total);
+        let measures = plan.kv.basis == KvBasis::Assumed;
+        if !ask.quiet {
+            term::note(if measures { measuring(&plan) } else { plan.short() }.trim_end());
+        }
+        let mut engine = if measures {
+            load_measured(&runtime, &opened.file, &mut progress, |found| {
+                let noise = self.keep_noise(&opened, found)?;
+                plan = self.plan_with(&machine, &opened, &wish, Some(&noise))?;
+                Ok::<_, anyhow::Error>(plan.accept()?.clone())
+            })?
+        } else {
+            Engine::load(&runtime, Arc::clone(&opened.file), plan.accept()?.clone(), &mut progress)?
+        };
+        bar.clear();
+        if measures && !ask.quiet {
+            term::note(plan.short().trim_end());
+        }
         if let Some(warning) = engine.front().tokenizer().warning() {
             term::note(warning);
         }
-        Ok(Loaded { engine, plan, machine })
+        if !ask.args.no_cache {
+            self.attach_disk(&ask.args.disk, &mut engine, &mut plan);
+        }
+        let source = source(&ask.model, &opened);
+        Ok(Loaded { engine, source, plan, machine })
+    }
+
+    /// Keeps what was measured of a model's KV for every later plan. A home that cannot be written is a note.
+    fn keep_noise(&self, opened: &Opened, found: &Calibration) -> Result<KvNoise> {
+        let info = ModelInfo::read(&opened.file)?;
+        let (tokens, seconds) = (found.tokens, found.seconds);
+        let noise = KvNoise::new(opened.file.model_id(), &info, tokens, seconds, found.layers.clone());
+        if let Err(problem) = noise.save(self.home()) {
+            term::note(&problem.to_string());
+        }
+        Ok(noise)
+    }
+
+    /// Lets the engine keep KV on disk. A disk that cannot be used costs speed later, so it is a note.
+    fn attach_disk(&self, args: &DiskArgs, engine: &mut Engine, plan: &mut Plan) {
+        let disk = self.disk(args);
+        let config = CacheConfig {
+            disk: disk.config(),
+            prefill_tokens_per_second: Some(plan.forecast.prefill.p50).filter(|&rate| rate > 0.0),
+            ..CacheConfig::default()
+        };
+        match engine.set_cache(&config) {
+            Ok(()) => plan.disk = Some(disk),
+            Err(problem) => term::note(&format!("nothing is kept on disk: {problem}")),
+        }
     }
 
     /// Adds a run to the history that the next plan looks at. A history that cannot be written is a note.
     pub fn remember(&self, loaded: &Loaded, figures: &Figures) {
         let observed = Observed {
-            start: figures.reused_tokens,
-            prompt_tokens: figures.prompt_tokens.saturating_sub(figures.reused_tokens),
+            start: figures.cached_tokens(),
+            prompt_tokens: figures.prompt_tokens.saturating_sub(figures.cached_tokens()),
             prefill_seconds: figures.prefill_micros as f64 / 1e6,
             decode_tokens: figures.decode_steps,
             decode_seconds: figures.decode_micros as f64 / 1e6,
         };
-        let run = observed.run(&loaded.machine, loaded.engine.info(), loaded.plan.threads);
+        let kept = Kept { sizes: loaded.engine.info(), kv: &loaded.plan.layout.kv };
+        let run = observed.run(&loaded.machine, kept, loaded.plan.threads);
         if let Err(problem) = History::record(self.home(), &loaded.plan.key(), run) {
             term::note(&problem.to_string());
         }
     }
 }
 
+/// What finds a model again from any folder and whatever the default becomes: its path, or its name.
+fn source(wanted: &str, opened: &Opened) -> String {
+    if Path::new(wanted).exists() {
+        let path = std::path::absolute(wanted).unwrap_or_else(|_| opened.path.clone());
+        return path.display().to_string();
+    }
+    if wanted == DEFAULT_MODEL { opened.name.clone() } else { wanted.to_string() }
+}
+
+/// What the first load of a model says about its measurement.
+fn measuring(plan: &Plan) -> String {
+    let rate = plan.forecast.prefill.p50;
+    // The formats are tried beside the forward pass: about as long again.
+    let seconds = if rate > 0.0 { 2.0 * CALIBRATION_TOKENS as f64 / rate } else { 1.0 };
+    let about = if seconds < 1.5 { "about a second".to_string() } else { format!("about {seconds:.0} s") };
+    format!("measuring which KV formats {} takes ({about}, once; --kv q8 leaves it out)", plan.model)
+}
+
 /// What the flags say, as a wish.
 pub fn wish(layout: &LayoutArgs) -> Wish {
-    Wish { ctx_tokens: layout.ctx, threads: layout.threads, ram: layout.ram, ..Wish::default() }
+    Wish {
+        ctx_tokens: layout.ctx,
+        threads: layout.threads,
+        ram: layout.ram,
+        kv: layout.kv,
+        ..Wish::default()
+    }
 }
 
 struct PullBar {

@@ -1,6 +1,7 @@
 //! `hob lab`: tools for people who work on hob.
 
 mod eval;
+mod kv;
 mod synth;
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use crate::args::{LabArgs, LabTool};
 use crate::exit;
 use crate::house::House;
 use crate::term;
+pub use kv::noise;
 pub use synth::shapes;
 
 pub fn lab(house: &House, args: &LabArgs) -> Result<i32> {
@@ -24,5 +26,7 @@ pub fn lab(house: &House, args: &LabArgs) -> Result<i32> {
         LabTool::Synth(args) => synth::synth(house, args),
         LabTool::Ppl(args) => eval::ppl(house, args),
         LabTool::Kl(args) => eval::kl(house, args),
+        LabTool::Kv(args) => kv::kv(house, args),
+        LabTool::Needle(args) => kv::needle(house, args),
     }
 }

@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod cache;
 mod chat;
 mod exit;
 mod house;
@@ -11,9 +12,11 @@ mod hub;
 mod interrupt;
 mod lab;
 mod plan;
+mod record;
 mod reply;
 mod run;
 mod serve;
+mod sessions;
 mod show;
 mod term;
 
@@ -55,6 +58,8 @@ fn dispatch(cli: Cli, started: Instant) -> Result<i32> {
         Some(Command::List(args)) => hub::list(&house, &args),
         Some(Command::Rm(args)) => hub::remove(&house, &args),
         Some(Command::Show(args)) => show::show(&house, &args),
+        Some(Command::Cache(args)) => cache::cache(&house, &args),
+        Some(Command::Sessions(args)) => sessions::sessions(&house, &args),
         Some(Command::Lab(args)) => lab::lab(&house, &args),
         Some(Command::Completions(_)) => Ok(exit::OK),
     }

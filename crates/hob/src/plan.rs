@@ -2,30 +2,37 @@
 
 use anyhow::Result;
 use hob_hub::Resolved;
-use hob_plan::{Machine, Wish};
+use hob_lab::synth::Synth;
+use hob_plan::{History, Machine, Plan, Subject, Wish};
 
 use crate::args::{DEFAULT_MODEL, PlanArgs};
-use crate::exit;
-use crate::house::{House, wish};
+use crate::exit::{self, UsageError};
+use crate::house::{CHAT_CONVERSATIONS, House, Opened, wish};
 use crate::term;
 
 /// Prints the machine and, for a model, its plan. A plan that does not fit is shown too, and is exit code 4.
 pub fn plan(house: &House, args: &PlanArgs) -> Result<i32> {
-    let opened = args.model.as_deref().map(|m| house.open(m, false)).transpose()?;
+    if args.synth.as_deref() == Some("help") {
+        term::print(&crate::lab::shapes())?;
+        return Ok(exit::OK);
+    }
+    let planned = Planned::find(house, args)?;
     let machine = if args.refresh {
         term::note("measuring this machine's memory bandwidth");
         Machine::refreshed(house.home())
     } else {
         house.machine()
     };
-    let plan = opened.map(|o| house.plan(&machine, &o, &wish(&args.layout))).transpose()?;
+    // Nothing is loaded: memory that is not here may be planned for.
+    let wish = Wish { on_paper: true, conversations: CHAT_CONVERSATIONS, ..wish(&args.layout) };
+    let plan = planned.map(|p| p.plan(house, &machine, &wish, args)).transpose()?;
     if args.json {
         let all = serde_json::json!({ "machine": machine, "plan": plan });
         term::print(&format!("{all:#}\n"))?;
     } else {
         let mut out = format!("machine\n{}", machine.table());
         match &plan {
-            Some(plan) => out.push_str(&plan.table()),
+            Some(plan) => out.push_str(&text(plan, args)),
             None => {
                 out.push_str(
                     "What a model would take and reach here: hob plan MODEL (hob list shows names)\n",
@@ -42,6 +49,47 @@ pub fn plan(house: &House, args: &PlanArgs) -> Result<i32> {
         }
         _ => Ok(exit::OK),
     }
+}
+
+/// What a plan is asked for.
+enum Planned {
+    File(Opened),
+    Shape(Box<Synth>),
+}
+
+impl Planned {
+    fn find(house: &House, args: &PlanArgs) -> Result<Option<Self>> {
+        if let Some(text) = &args.synth {
+            let synth =
+                Synth::parse(text).and_then(Synth::runnable).map_err(|e| UsageError(e.to_string()))?;
+            return Ok(Some(Self::Shape(Box::new(synth))));
+        }
+        Ok(args.model.as_deref().map(|m| house.open(m, false)).transpose()?.map(Self::File))
+    }
+
+    fn plan(&self, house: &House, machine: &Machine, wish: &Wish, args: &PlanArgs) -> Result<Plan> {
+        let mut plan = match self {
+            Self::File(opened) => house.plan(machine, opened, wish)?,
+            Self::Shape(synth) => {
+                let (name, info) = (synth.name(), synth.info()?);
+                let subject = Subject { name: &name, id: "", sizes: &info, noise: None };
+                Plan::make(machine, &subject, wish, &History::default())
+            }
+        };
+        plan.disk = Some(house.disk(&args.disk));
+        Ok(plan)
+    }
+}
+
+fn text(plan: &Plan, args: &PlanArgs) -> String {
+    let mut out = plan.table();
+    if args.verbose {
+        out.push_str(&plan.kv_table());
+    }
+    if args.verbose || args.synth.is_some() {
+        out.push_str(&plan.contexts());
+    }
+    out
 }
 
 /// The machine in one line, the default model's plan if it is here, and what to type next.
@@ -73,7 +121,7 @@ pub fn welcome(house: &House) -> Result<i32> {
 const NEXT: &str = "
 What to type next
   hob run \"Why is the sky blue?\"     one answer
-  hob chat                           a conversation
+  hob chat                           a conversation; hob chat -c goes on with the last one
   hob list                           models here, and those that can be pulled
   hob plan MODEL                     what a model takes and reaches on this machine
   hob help                           everything else

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use hob_engine::{Cancel, Event, Finish, Outcome, Prompt, Request, Sampling, Session};
+use hob_engine::{Cancel, EngineError, Event, Figures, Finish, Outcome, Prompt, Request, Sampling, Session};
+use hob_plan::Plan;
 use hob_plan::units::{show_bytes, show_count, show_figures};
 
 use crate::args::SamplingArgs;
+use crate::exit::TooLong;
 use crate::house::{House, Loaded};
 use crate::term::{Answer, LateBar, Unit};
 
@@ -70,9 +72,20 @@ pub fn stream(
             }
         }
         Event::Done(_) => {}
-    })?;
+    });
+    let outcome = outcome.map_err(|error| explain(error, &loaded.plan))?;
     let interrupted = graceful.was_interrupted() && !answer.is_closed();
     Ok(Reply { outcome, first_text_seconds: first, interrupted })
+}
+
+/// A prompt that is too long hears what would hold it.
+fn explain(error: EngineError, plan: &Plan) -> anyhow::Error {
+    match error {
+        EngineError::PromptTooLong { prompt_tokens, .. } => {
+            TooLong { advice: plan.longer(prompt_tokens), source: error }.into()
+        }
+        other => other.into(),
+    }
 }
 
 /// Why the reply ended, where that is not plain.
@@ -90,13 +103,30 @@ pub fn ending(outcome: &Outcome, ctx_tokens: usize) -> Option<String> {
     }
 }
 
+/// How much of the prompt did not have to be computed: held in memory, or restored from disk and in which time.
+fn reused(f: &Figures) -> String {
+    let count = |n: usize| show_count(n as u64);
+    let seconds = |micros: u64| show_figures(micros as f64 / 1e6);
+    let mut parts = Vec::new();
+    if f.reused_tokens > 0 {
+        parts.push(format!("{} reused", count(f.reused_tokens)));
+    }
+    if f.restored_tokens > 0 {
+        parts.push(format!(
+            "{} restored from disk in {} s where computing takes about {} s",
+            count(f.restored_tokens),
+            seconds(f.restore_micros),
+            seconds(f.recompute_estimate_micros)
+        ));
+    }
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+}
+
 /// What was measured, in one or two lines.
 pub fn figures(loaded: &Loaded, reply: &Reply) -> String {
     let f = &reply.outcome.figures;
     let mut parts = vec![format!("prompt {} tokens", show_count(f.prompt_tokens as u64))];
-    if f.reused_tokens > 0 {
-        parts[0].push_str(&format!(" ({} reused)", show_count(f.reused_tokens as u64)));
-    }
+    parts[0].push_str(&reused(f));
     if let Some(rate) = f.prefill_tokens_per_second() {
         parts[0].push_str(&format!(" at {} tok/s", show_figures(rate)));
     }

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hob_plan::DiskPlan;
+use hob_plan::units::show_count;
 use hob_serve::{ServeOptions, Server};
 
 use crate::args::ServeArgs;
 use crate::exit;
-use crate::house::{House, wish};
+use crate::house::{Ask, House, SERVE_CONVERSATIONS};
 use crate::reply;
 use crate::term;
 
@@ -17,7 +19,11 @@ use crate::term;
 const LOOK: Duration = Duration::from_millis(50);
 
 pub fn serve(house: &House, args: &ServeArgs) -> Result<i32> {
-    let loaded = house.load(&args.model.model, &wish(&args.model.layout), false)?;
+    let model = args.model.wanted(None);
+    let ask = Ask { model, args: &args.model, conversations: SERVE_CONVERSATIONS, quiet: false };
+    let loaded = house.load(&ask)?;
+    let cached = format!("prefix cache: {} tokens in memory", show_count(loaded.plan.cached_tokens as u64));
+    let disk = loaded.plan.disk.as_ref().map_or("disk cache: off".to_string(), DiskPlan::line);
     let options = ServeOptions {
         addr: SocketAddr::new(args.host, args.port),
         api_key: args.api_key.clone(),
@@ -36,6 +42,7 @@ pub fn serve(house: &House, args: &ServeArgs) -> Result<i32> {
     let flag = graceful.flag();
     runtime.block_on(async {
         let server = Server::bind(loaded.engine, options).await?;
+        term::note(&format!("{cached}; {disk}"));
         term::note(&format!("serving at http://{}/v1 (Ctrl-C stops)", server.local_addr()));
         server
             .run(async move {

@@ -5,14 +5,15 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 use hob_files::{Array, FileKind, ModelFile, Value};
-use hob_model::{Layout, ModelInfo};
+use hob_model::{KvLayout, KvPair, Layout, ModelInfo};
 use hob_plan::units::{show_bytes, show_count};
+use hob_quant::KvFormat;
 use serde_json::json;
 
 use crate::args::ShowArgs;
 use crate::exit;
 use crate::house::House;
-use crate::term;
+use crate::term::{self, printable};
 
 /// Characters of a metadata value that are shown without `-v`.
 const SHORT: usize = 72;
@@ -104,6 +105,14 @@ fn as_text(head: &Head, file: &ModelFile, info: &Result<ModelInfo, String>, verb
     out
 }
 
+/// Formats of K and V whose bytes are shown.
+const KV_SHOWN: [KvFormat; 3] = [KvFormat::F16, KvFormat::Q8, KvFormat::Q4];
+
+/// Bytes that one token adds when all K and V are kept in `format`.
+fn kv_bytes(info: &ModelInfo, format: KvFormat) -> u64 {
+    info.kv_bytes_per_token(&KvLayout::uniform(KvPair::both(format)))
+}
+
 fn model_text(info: &ModelInfo, out: &mut String) {
     let config = &info.config;
     // Layers without attention have no KV heads.
@@ -125,13 +134,14 @@ fn model_text(info: &ModelInfo, out: &mut String) {
     let full = config.ctx_train.saturating_sub(1);
     let _ = writeln!(
         out,
-        "read per token: {} at the start, {} after {} tokens; KV {} a token; weights in memory {}",
-        show_bytes(info.bytes_per_token(0)),
-        show_bytes(info.bytes_per_token(full)),
+        "read per token: {} at the start, {} after {} tokens with f16 KV; weights in memory {}",
+        show_bytes(info.bytes_per_token(0, &KvLayout::default())),
+        show_bytes(info.bytes_per_token(full, &KvLayout::default())),
         show_count(config.ctx_train as u64),
-        show_bytes(info.kv_bytes_per_token()),
         show_bytes(info.footprint(&Layout::new(1)).weights),
     );
+    let kv = KV_SHOWN.map(|format| format!("{format} {}", show_bytes(kv_bytes(info, format))));
+    let _ = writeln!(out, "KV a token: {}", kv.join(", "));
     if !info.unexpected.is_empty() {
         let names: Vec<String> = info.unexpected.iter().take(5).map(|n| printable(n)).collect();
         let _ = writeln!(out, "{} tensors are not used: {}", info.unexpected.len(), names.join(", "));
@@ -152,7 +162,9 @@ fn as_json(
         Ok(info) => json!({
             "arch": info.config.arch, "parameters": info.parameters(), "layers": info.config.layers.len(),
             "dim": info.config.dim, "vocab": info.config.vocab, "ctx_train": info.config.ctx_train,
-            "bytes_per_token": info.bytes_per_token(0), "kv_bytes_per_token": info.kv_bytes_per_token(),
+            "bytes_per_token": info.bytes_per_token(0, &KvLayout::default()),
+            "kv_bytes_per_token":
+                KV_SHOWN.map(|f| (f.name(), kv_bytes(info, f))).into_iter().collect::<BTreeMap<_, _>>(),
         }),
         Err(problem) => json!({ "problem": problem }),
     };
@@ -216,11 +228,4 @@ fn cut(text: &str) -> String {
         Some((at, _)) => format!("{}... ({} bytes; -v shows all)", &text[..at], text.len()),
         None => text.to_string(),
     }
-}
-
-/// Text of a file, fit for a terminal: control characters are written out.
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
 }

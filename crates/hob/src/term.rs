@@ -79,6 +79,24 @@ pub fn print(text: &str) -> io::Result<()> {
     answer.finish()
 }
 
+/// Text from elsewhere, fit for a terminal: control characters are written out.
+pub fn printable(text: &str) -> String {
+    escape(text, |_| false)
+}
+
+/// As [`printable`], but lines stay lines.
+pub fn printable_lines(text: &str) -> String {
+    escape(text, |c| matches!(c, '\n' | '\t'))
+}
+
+fn escape(text: &str, keep: impl Fn(char) -> bool) -> String {
+    let shown = |c: char| match c.is_control() && !keep(c) {
+        true => c.escape_debug().collect::<Vec<_>>(),
+        false => vec![c],
+    };
+    text.chars().flat_map(shown).collect()
+}
+
 /// What a bar counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 
 use common::{Ran, hob_with, model, start};
 
-const CHAT: [&str; 7] = ["chat", "-m", "", "--temp", "0", "--max-tokens", "12"];
+const CHAT: [&str; 8] = ["chat", "-m", "", "--no-cache", "--temp", "0", "--max-tokens", "12"];
 
 fn chat(input: &str) -> Ran {
     let mut args = CHAT;
@@ -33,7 +33,8 @@ fn commands_answer_and_mistakes_are_told() {
         chat("/help\n/nonsense\n/set temp 99\n/set top-k 5\n/set\n/stats\n/retry\n/system\n\n/exit\nnever\n");
     assert_eq!(ran.stdout, "");
     for part in [
-        "/save FILE",
+        "/save NAME",
+        "/export FILE",
         "no command /nonsense",
         "temperature",
         "top-k 5",
@@ -52,16 +53,16 @@ fn retry_asks_the_last_question_again() {
 }
 
 #[test]
-fn a_saved_conversation_goes_on() {
+fn an_exported_conversation_goes_on() {
     let file = common::home().join("talk.json");
     let file = file.to_str().expect("UTF-8");
-    let whole = chat(&format!("hello\n/save {file}\nand now\n")).stdout;
+    let whole = chat(&format!("hello\n/export {file}\nand now\n")).stdout;
     let one = chat("hello\n").stdout;
-    let rest = chat(&format!("/load {file}\nand now\n"));
-    assert!(rest.stderr.contains("2 messages loaded"), "{}", rest.stderr);
+    let rest = chat(&format!("/import {file}\nand now\n"));
+    assert!(rest.stderr.contains("2 messages read"), "{}", rest.stderr);
     assert_eq!(rest.stdout, whole[one.len()..]);
     std::fs::write(file, "{}").expect("write");
-    assert!(chat(&format!("/load {file}\n/load nowhere.json\n")).stderr.contains("not a conversation"));
+    assert!(chat(&format!("/import {file}\n/import nowhere.json\n")).stderr.contains("not a conversation"));
 }
 
 #[test]

@@ -23,10 +23,16 @@ fn fails(args: &[&str], code: i32, parts: &[&str]) {
 #[test]
 fn help_names_the_tools() {
     let help = hob(&["lab", "--help"]).expect(0).stdout;
-    for part in ["golden", "synth", "ppl", "kl"] {
+    for part in ["golden", "synth", "ppl", "kl", "kv", "needle"] {
         assert!(help.contains(part), "{part} missing in\n{help}");
     }
-    for (tool, part) in [("synth", "--layers"), ("ppl", "--stride"), ("kl", "--apart")] {
+    for (tool, part) in [
+        ("synth", "--layers"),
+        ("ppl", "--stride"),
+        ("kl", "--apart"),
+        ("kv", "--least-weights"),
+        ("needle", "--depths"),
+    ] {
         assert!(hob(&["lab", tool, "--help"]).expect(0).stdout.contains(part), "{tool}");
     }
 }
@@ -150,4 +156,65 @@ fn what_cannot_be_evaluated_is_refused() {
     common::write_model(&TinySpec { vocab: 300, ..TinySpec::llama() }, &other);
     let other = other.to_str().expect("UTF-8");
     fails(&["lab", "kl", model(), other, "--text", &text, "--ctx", "64"], 3, &["tokenizer", "320 and 300"]);
+}
+
+/// Two layers of a shape with norms of Q and K, whose logits of attention are as large as with a scale of 1 at `gain` 3.37.
+fn norms(dir: &TempDir, gain: &str) -> String {
+    let path = dir.join(format!("norms-{gain}.gguf"));
+    let path = path.to_str().expect("UTF-8").to_string();
+    let args = ["lab", "synth", "qwen3-0.6b:q8_0", "--layers", "1", "--qk-gain", gain, "-o", &path];
+    assert!(gain == "1" || hob(&args).expect(0).stderr.contains(gain));
+    hob(&args).expect(0);
+    path
+}
+
+#[test]
+fn kv_shows_that_the_measurement_decides_and_keeps_it() {
+    let dir = TempDir::new("cli-kv");
+    let long = file(
+        "long.txt",
+        "The quick brown fox jumps over the lazy dog again and again. ".repeat(60).as_bytes(),
+    );
+    let of = |gain: &str| {
+        let model = norms(&dir, gain);
+        let args = ["lab", "kv", &model, "--text", &long, "--ctx", "400", "--chunks", "1", "--score", "8"];
+        let ran =
+            hob(&[&args[..], &["--kv", "q8,auto", "--least-weights", "0", "--json"]].concat()).expect(0);
+        let json = ran.json();
+        assert_eq!(json["kv"]["rows"].as_array().expect("rows").len(), 2);
+        let shown = hob(&[&args[..], &["--kv", "q8", "--verbose"]].concat()).expect(0).stdout;
+        for part in ["of f16", "noise by layer", "there", "auto:"] {
+            assert!(shown.contains(part), "{part} missing in\n{shown}");
+        }
+        json["kv"]["choice"]["layers"][0]["k"].as_str().expect("a format").to_string()
+    };
+    assert_eq!(of("1"), "q4");
+    assert_ne!(of("3.37"), "q4");
+    let kept = std::fs::read_dir(common::home().join("kv")).expect("measurements").count();
+    assert!(kept >= 2, "{kept} kept");
+}
+
+#[test]
+fn needle_hides_facts_and_says_what_is_wrong() {
+    let long = file("hay.txt", "The quick brown fox jumps over the lazy dog again. ".repeat(40).as_bytes());
+    let args =
+        ["lab", "needle", model(), "--text", &long, "--ctx", "300", "--depths", "0,100", "--kv", "f16,q8"];
+    let shown = hob(&args).expect(0).stdout;
+    for part in ["depth", "KV f16", "KV q8", "0/2"] {
+        assert!(shown.contains(part), "{part} missing in\n{shown}");
+    }
+    let json = hob(&[&args[..], &["--json", "--repeat", "1"]].concat()).expect(0).json();
+    assert_eq!(json["needle"]["cells"].as_array().expect("cells").len(), 4);
+    assert!(json["needle"]["cells"][0]["trials"][0]["margin"].as_f64().expect("a figure") < 0.0);
+    fails(&["lab", "needle", model(), "--text", &long, "--ctx", "40"], 2, &["--ctx", "256"]);
+    let deep = ["lab", "needle", model(), "--text", &long, "--ctx", "300", "--depths", "120"];
+    fails(&deep, 2, &["--depths", "100"]);
+    fails(&["lab", "needle", model(), "--text", &long, "--kv", "q5"], 2, &["q5", "q8/q4"]);
+    fails(&["lab", "kv", model(), "--text", &long, "--kv", "int8"], 2, &["int8", "asym4"]);
+    fails(&["lab", "kv", model(), "--text", &file("tiny.txt", b"few"), "--ctx", "128"], 2, &["128", "--ctx"]);
+    fails(
+        &["lab", "synth", "smollm2-135m:q4_0", "--qk-gain", "2", "-o", "x.gguf"],
+        2,
+        &["--qk-gain", "qwen3"],
+    );
 }

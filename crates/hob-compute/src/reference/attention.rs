@@ -1,15 +1,45 @@
-//! Attention of the oracle, one query head at a time.
+//! Attention of the oracle, one query head at a time: the rules that every kernel repeats.
 //!
-//! The unit is the absolute page of 256 positions. Within a page: the score of a position is one fma chain over
-//! ascending `head_dim` that starts at +0, then scaled and capped by [`Scoring`], which counts in powers of 2;
-//! `p = exp2(score - page maximum)`; the sum of `p` is taken in 16 lanes over ascending positions, the first visible
-//! one in lane 0; `acc[d]` is one fma chain over ascending positions that starts at +0. Only visible positions take
-//! part, and pages without any are not read. Pages are folded in ascending order with [`Partial::fold`], then the sink
-//! with [`Partial::sink`].
+//! # Pages
+//! The unit is the absolute page of 256 positions. Within a page a position has a score, `dot` of its K scaled and capped
+//! by [`Scoring`], which counts in powers of 2; `p = exp2(score - page maximum)`; the sum of `p` is taken in 16 lanes over
+//! ascending positions, the first visible one in lane 0; `acc[dim]`, V weighted by `p`, is one chain of fma that starts at
+//! +0 and continues over ascending blocks of 64 positions. Only visible positions take part, and pages without any are
+//! not read. Pages are folded in ascending order with [`Partial::fold`], then the sink with [`Partial::sink`], and `acc`
+//! is divided by the sum.
+//!
+//! K and V of a block are each in a format of their own ([`PageSpec::k_format`], [`PageSpec::v_format`]). Where K's side is
+//! rotated, `q` goes through [`hadamard`] before all else; where V's side is, the result does after all else.
+//!
+//! # `dot`, by the format of K
+//! - f16, bf16: one fma chain over ascending dimensions of `q` and the widened value, from +0.
+//! - q8, q4: `q` is made of integers by groups of 32 dimensions ([`QueryGroup`]): `a` is the largest magnitude,
+//!   `codes = round_ties_even(q * (n / a))` and `scale = a / n`, where `n` is 32767 for q8 and 127 for q4; codes are 0 where `a` or
+//!   `n / a` is not finite. From +0 over ascending groups, `dot = fma(sum of products as f32, scale * d, dot)` with `d` the
+//!   scale of K. The sum of 32 products is exact.
+//! - asym4: as q4 with K's unsigned codes, and after each group `dot = fma(sum of q's codes as f32, scale * m, dot)` with
+//!   `m` the minimum of K.
+//!
+//! # `acc`, by the format of V, per block
+//! - f16, bf16: `acc = fma(p, value, acc)` over ascending visible positions.
+//! - q8, q4, asym4: per group of 32 dimensions `x = p * d` for every visible position, `d` the scale of V there, and `m` the
+//!   largest `x`. Weights are `w = round_ties_even(x * (n / m))`, where `n` is 32767 for q8 and 255 for the others, and
+//!   `acc = fma(sum of w * code as f32, m / n, acc)`; the sum of 64 products is exact. Where `n / m` is not finite nothing is
+//!   added.
+//! - asym4 then adds to all dimensions of the group the sum of `p * minimum`, one fma chain over ascending visible
+//!   positions from +0, unless it is 0.
+//!
+//! The relative error of a weighted sum is that of V's format and the weights' step: half of 1/255 of the largest weight in
+//! the block, of which an average takes the square root of how many there are.
+//!
+//! An exact device keeps f32 and follows the rules of f16, without any rotation.
 
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
+use hob_quant::hadamard;
+
+use super::parts::{Prepared, weigh};
 use crate::math;
 use crate::{Attend, BLOCK_POSITIONS, PAGE_POSITIONS, PageSpec, Result};
 
@@ -96,6 +126,7 @@ impl Partial {
 pub struct Query<'a> {
     /// `[head_dim]`
     pub q: &'a [f32],
+    /// Without [`PageSpec::first`].
     pub spec: PageSpec,
     pub kv_head: usize,
     pub scoring: Scoring,
@@ -104,12 +135,21 @@ pub struct Query<'a> {
     pub sink: Option<f32>,
 }
 
+/// What a page holds.
+#[derive(Copy, Clone, Debug)]
+pub enum Held<'p> {
+    /// f32 of an exact device, where [`PageSpec::k_at`] and [`PageSpec::v_at`] say.
+    Exact(&'p [f32]),
+    /// What [`crate::Compute::read_positions`] gives for the whole page.
+    Image(&'p [u8]),
+}
+
 impl<'a> Query<'a> {
-    /// Query head `head` of checked arguments.
-    pub fn new(args: &Attend, head: usize, q: &'a [f32], sink: Option<f32>) -> Query<'a> {
+    /// Query head `head` of checked arguments; `spec` is that of the pages.
+    pub fn new(args: &Attend, spec: PageSpec, head: usize, q: &'a [f32], sink: Option<f32>) -> Query<'a> {
         Query {
             q,
-            spec: PageSpec { kv_heads: args.kv_heads, head_dim: args.head_dim },
+            spec,
             kv_head: head / (args.heads / args.kv_heads),
             scoring: Scoring::new(args.scale, args.softcap),
             window: args.window,
@@ -117,23 +157,31 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// Attention of the row at `position`. `page` gives the values of a page by its index in the sequence (f16 values
-    /// widened, or f32 in exact mode) and is asked for no page without visible positions.
+    /// Attention of the row at `position`. `page` gives what a page holds by its index in the sequence and is asked for
+    /// no page without visible positions.
     ///
     /// # Errors
     /// Those of `page`.
     pub fn attend<'p>(
         &self,
         position: usize,
-        page: impl Fn(usize) -> Result<&'p [f32]>,
+        page: impl Fn(usize) -> Result<Held<'p>>,
         out: &mut [f32],
     ) -> Result<()> {
         let seen = seen(position, self.window);
+        let query = Prepared::new(self.q, self.spec.k);
+        let mut rotated = false;
         let mut state: Option<Partial> = None;
         for index in seen.start / PAGE_POSITIONS..seen.end.div_ceil(PAGE_POSITIONS) {
             let start = index * PAGE_POSITIONS;
             let here = seen.start.saturating_sub(start)..(seen.end - start).min(PAGE_POSITIONS);
-            let next = self.page(page(index)?, here);
+            let next = match page(index)? {
+                Held::Exact(values) => self.exact_page(values, here),
+                Held::Image(image) => {
+                    rotated = self.spec.v.is_rotated();
+                    self.page(&query, Vectors { spec: self.spec.of_page(index), image }, here)
+                }
+            };
             match &mut state {
                 Some(state) => state.fold(&next),
                 None => state = Some(next),
@@ -145,30 +193,67 @@ impl<'a> Query<'a> {
             }
             state.finish(out);
         }
+        if rotated {
+            hadamard(out);
+        }
         Ok(())
     }
 
     /// The part of one page; `visible` is a range of its positions that is not empty.
-    fn page(&self, page: &[f32], visible: Range<usize>) -> Partial {
-        let mut scores = [0f32; PAGE_POSITIONS];
-        let scores = &mut scores[..visible.len()];
-        for (at, score) in visible.clone().zip(scores.iter_mut()) {
-            let first = self.spec.k_at(self.kv_head, at, 0);
-            let k = page[first..].iter().step_by(BLOCK_POSITIONS);
-            let dot = self.q.iter().zip(k).fold(0f32, |acc, (x, &k)| x.mul_add(k, acc));
-            *score = self.scoring.score(dot);
-        }
-        let max = math::max(scores);
-        for score in scores.iter_mut() {
-            *score = math::exp2(*score - max);
-        }
+    fn page(&self, query: &Prepared, page: Vectors, visible: Range<usize>) -> Partial {
+        let dot = |at: usize| {
+            let format = page.spec.k_format(at / BLOCK_POSITIONS);
+            query.dot(format, page.vectors(at, self.kv_head)[0])
+        };
+        let (scores, max, sum) = self.softmax(visible.clone(), dot);
         let mut acc = vec![0f32; self.spec.head_dim];
-        for (at, &p) in visible.zip(scores.iter()) {
-            let v = &page[self.spec.v_at(self.kv_head, at)..][..self.spec.head_dim];
-            for (a, v) in acc.iter_mut().zip(v) {
-                *a = p.mul_add(*v, *a);
-            }
+        for block in visible.start / BLOCK_POSITIONS..visible.end.div_ceil(BLOCK_POSITIONS) {
+            let start = block * BLOCK_POSITIONS;
+            let here = visible.start.max(start)..visible.end.min(start + BLOCK_POSITIONS);
+            let p = &scores[here.start - visible.start..here.end - visible.start];
+            let v: Vec<&[u8]> = here.map(|at| page.vectors(at, self.kv_head)[1]).collect();
+            weigh(page.spec.v_format(block), p, &v, &mut acc);
         }
-        Partial { max, sum: math::sum16(scores), acc }
+        Partial { max, sum, acc }
+    }
+
+    /// The same of a page of an exact device.
+    fn exact_page(&self, page: &[f32], visible: Range<usize>) -> Partial {
+        let dot = |at: usize| {
+            let k = page[self.spec.k_at(self.kv_head, at, 0)..].iter().step_by(BLOCK_POSITIONS);
+            self.q.iter().zip(k).fold(0f32, |acc, (x, &k)| x.mul_add(k, acc))
+        };
+        let (scores, max, sum) = self.softmax(visible.clone(), dot);
+        let mut acc = vec![0f32; self.spec.head_dim];
+        for (at, &p) in visible.zip(&scores) {
+            let v = &page[self.spec.v_at(self.kv_head, at)..][..self.spec.head_dim];
+            acc.iter_mut().zip(v).for_each(|(a, v)| *a = p.mul_add(*v, *a));
+        }
+        Partial { max, sum, acc }
+    }
+
+    /// `p` of the visible positions of a page, their maximum and sum.
+    fn softmax(&self, visible: Range<usize>, dot: impl Fn(usize) -> f32) -> (Vec<f32>, f32, f32) {
+        let mut scores: Vec<f32> = visible.map(|at| self.scoring.score(dot(at))).collect();
+        let max = math::max(&scores);
+        scores.iter_mut().for_each(|s| *s = math::exp2(*s - max));
+        let sum = math::sum16(&scores);
+        (scores, max, sum)
+    }
+}
+
+/// A page's vectors, taken from its image.
+struct Vectors<'p> {
+    spec: PageSpec,
+    image: &'p [u8],
+}
+
+impl<'p> Vectors<'p> {
+    /// K and V of a KV head at position `at`.
+    fn vectors(&self, at: usize, kv_head: usize) -> [&'p [u8]; 2] {
+        let here = &self.image[self.spec.image_at(at, kv_head)..];
+        let bytes = |format: hob_quant::KvFormat| format.vector_bytes(self.spec.head_dim);
+        let (k, v) = here.split_at(bytes(self.spec.k_format(at / BLOCK_POSITIONS)));
+        [k, &v[..bytes(self.spec.v_format(at / BLOCK_POSITIONS))]]
     }
 }

@@ -1,7 +1,9 @@
 //! KV of an exact device: f32 pages and the oracle's own attention, so that goldens see no rounding. Not fast.
 
-use hob_compute::reference::attention::Query;
-use hob_compute::{AppendKv, Attend, PAGE_POSITIONS, Page, Result};
+use std::ops::Range;
+
+use hob_compute::reference::attention::{Held, Query};
+use hob_compute::{AppendKv, Attend, PAGE_POSITIONS, Page, PageSpec, Result};
 
 use super::PagePools;
 use crate::pool::Pool;
@@ -48,6 +50,22 @@ pub(super) fn copy_page(pages: &mut PagePools, from: Page, to: Page, positions: 
     Ok(())
 }
 
+/// Bytes of an image of some positions.
+pub(super) fn image_bytes(spec: &PageSpec, range: Range<usize>) -> usize {
+    4 * 2 * spec.kv_heads * spec.head_dim * range.len()
+}
+
+/// Appends the image of some positions of a page.
+pub(super) fn read(spec: &PageSpec, page: &[f32], range: Range<usize>, out: &mut Vec<u8>) {
+    spec.values_of(range).for_each(|i| out.extend(page[i].to_le_bytes()));
+}
+
+/// The inverse.
+pub(super) fn write(spec: &PageSpec, page: &mut [f32], range: Range<usize>, image: &[u8]) {
+    let floats = image.as_chunks::<4>().0;
+    spec.values_of(range).zip(floats).for_each(|(i, &b)| page[i] = f32::from_le_bytes(b));
+}
+
 /// Attention of every (row, head), each a unit of work.
 pub(super) fn attend(
     pool: &Pool,
@@ -62,11 +80,12 @@ pub(super) fn attend(
             let (i, head) = (unit / args.heads, unit % args.heads);
             let start = ((seq.row + i) * args.heads + head) * args.head_dim;
             let range = start..start + args.head_dim;
-            let query = Query::new(args, head, &q[range.clone()], sinks.map(|s| s[head]));
+            let spec = PageSpec::f16(args.kv_heads, args.head_dim);
+            let query = Query::new(args, spec, head, &q[range.clone()], sinks.map(|s| s[head]));
             let page = |p: usize| {
                 let page = seq.pages[p];
                 let pool = pages.get("attend", page.pool)?;
-                Ok(&pool.floats[pool.span(page.index)])
+                Ok(Held::Exact(&pool.floats[pool.span(page.index)]))
             };
             // SAFETY: every unit is another head of another row.
             let out = unsafe { out.part(range) };

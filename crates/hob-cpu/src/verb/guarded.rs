@@ -2,6 +2,7 @@
 
 use hob_compute::reference::{attention::Scoring, rows};
 use hob_compute::{PAGE_POSITIONS, Page, PageSpec, Picked, Pool as PageHandle, RopePairs, SeqRows};
+use hob_quant::KvFormat;
 use hob_testkit::guard::{Edge, GuardedBuf};
 use hob_testkit::rng::Rng;
 
@@ -84,12 +85,12 @@ fn append_stays_inside_the_page() {
     for isa in classes() {
         for edge in EDGES {
             for head_dim in [1, 5, 8, 20, 64] {
-                let spec = PageSpec { kv_heads: 2, head_dim };
+                let spec = PageSpec::f16(2, head_dim);
                 let mut page = GuardedBuf::new(spec.page_bytes(), edge);
                 for at in [0, 63, 64, 255] {
                     let (k, v) = (random(&mut rng, 2 * head_dim, edge), random(&mut rng, 2 * head_dim, edge));
                     let (k, v) = (k.as_f32(), v.as_f32());
-                    kv::append(&pool, isa, &spec, page.as_mut_u16(), kv::Rows { k, v, at });
+                    kv::append(&pool, isa, &spec, page.as_mut_bytes(), kv::Rows { k, v, at });
                     for i in 0..2 * head_dim {
                         let (kv_head, dim) = (i / head_dim, i % head_dim);
                         let bits = |x: f32| half::f16::from_f32(x).to_bits();
@@ -99,6 +100,65 @@ fn append_stays_inside_the_page() {
                 }
                 let written = page.as_u16().iter().filter(|&&h| h != 0).count();
                 assert!(written <= 2 * 4 * 2 * head_dim, "{isa}: values outside the slots were written");
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_pages_are_written_copied_and_imaged_inside() {
+    let (mut rng, pool) = (Rng::new(8), Pool::new(2, false));
+    for isa in classes() {
+        for edge in EDGES {
+            for (k, v) in [
+                (KvFormat::Q8, KvFormat::Q4),
+                (KvFormat::Q4, KvFormat::Q8),
+                (KvFormat::Asym4, KvFormat::Bf16),
+            ] {
+                for (first, head_dim) in [(false, 32), (true, 96)] {
+                    let spec = PageSpec { kv_heads: 2, head_dim, k, v, first };
+                    let mut page = GuardedBuf::new(spec.page_bytes(), edge);
+                    let rows = rng.normal_vec(PAGE_POSITIONS * 2 * head_dim, 1.0);
+                    let rows = GuardedBuf::from_f32(&rows, edge);
+                    let (k, v) = (rows.as_f32(), rows.as_f32());
+                    kv::append(&pool, isa, &spec, page.as_mut_bytes(), kv::Rows { k, v, at: 0 });
+                    let mut plain = vec![0u8; spec.page_bytes()];
+                    kv::append(&pool, Isa::Scalar, &spec, &mut plain, kv::Rows { k, v, at: 0 });
+                    assert!(page.as_bytes() == plain, "{isa} {spec:?}");
+                    for range in [0..256, 63..65, 255..256] {
+                        let mut image = GuardedBuf::new(spec.image_bytes(range.clone()), edge);
+                        kv::read(&pool, isa, &spec, range.clone(), (page.as_bytes(), image.as_mut_bytes()));
+                        let mut copy = GuardedBuf::from_bytes(page.as_bytes(), edge);
+                        kv::write(&pool, isa, &spec, range, (copy.as_mut_bytes(), image.as_bytes()));
+                        assert!(copy.as_bytes() == page.as_bytes(), "{isa} {spec:?}");
+                    }
+                    let mut copy = GuardedBuf::new(spec.page_bytes(), edge);
+                    kv::copy_page(&spec, page.as_bytes(), copy.as_mut_bytes(), 255);
+                    kv::append(
+                        &pool,
+                        isa,
+                        &spec,
+                        copy.as_mut_bytes(),
+                        kv::Rows { k: &k[255 * 2 * head_dim..], v: &v[255 * 2 * head_dim..], at: 255 },
+                    );
+                    assert!(copy.as_bytes() == page.as_bytes(), "{isa} {spec:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn hadamard_stays_inside() {
+    let mut rng = Rng::new(9);
+    for isa in classes() {
+        for edge in EDGES {
+            for n in [1, 4, 8, 20, 32, 80, 96, 128, 256, 512] {
+                let mut x = random(&mut rng, n, edge);
+                let mut expected = x.as_f32().to_vec();
+                hob_quant::hadamard(&mut expected);
+                kv::hadamard(isa, x.as_mut_f32());
+                assert_eq!(x.as_f32(), expected, "{isa} {n}");
             }
         }
     }
@@ -129,10 +189,18 @@ fn attention_stays_inside_queries_pages_and_outputs() {
     let mut rng = Rng::new(6);
     for isa in classes() {
         for edge in EDGES {
-            for (heads, kv_heads, head_dim) in
-                [(1, 1, 8), (3, 1, 16), (4, 2, 24), (7, 1, 64), (10, 2, 80), (2, 1, 7)]
-            {
-                let spec = PageSpec { kv_heads, head_dim };
+            for (heads, kv_heads, head_dim, k, v) in [
+                (1, 1, 8, KvFormat::F16, KvFormat::F16),
+                (3, 1, 16, KvFormat::Bf16, KvFormat::F16),
+                (4, 2, 24, KvFormat::F16, KvFormat::Bf16),
+                (7, 1, 64, KvFormat::F16, KvFormat::F16),
+                (10, 2, 80, KvFormat::F16, KvFormat::F16),
+                (2, 1, 7, KvFormat::F16, KvFormat::F16),
+                (7, 1, 64, KvFormat::Q8, KvFormat::Q4),
+                (6, 2, 96, KvFormat::Q4, KvFormat::Q8),
+                (3, 1, 32, KvFormat::Asym4, KvFormat::Asym4),
+            ] {
+                let spec = PageSpec { kv_heads, head_dim, k, v, first: false };
                 let pool = PageHandle { device: 0, index: 0, generation: 0 };
                 // Page 0 of a window that has left it is no page at all.
                 let handles: Vec<Page> = (0..2).map(|index| Page { pool, index }).collect();
@@ -140,11 +208,12 @@ fn attention_stays_inside_queries_pages_and_outputs() {
                 let sinks = random(&mut rng, heads, edge);
                 let window = |position: usize| if position >= 455 { Some(200) } else { None };
                 let pages: Vec<GuardedBuf> = (0..2)
-                    .map(|_| {
-                        let values = rng.normal_vec(spec.page_bytes() / 2, 1.0);
+                    .map(|index| {
+                        let spec = spec.of_page(index);
+                        let values = rng.normal_vec(PAGE_POSITIONS * kv_heads * head_dim, 1.0);
                         let mut page = GuardedBuf::new(spec.page_bytes(), edge);
-                        let halves = page.as_mut_u16().iter_mut().zip(values);
-                        halves.for_each(|(h, x)| *h = half::f16::from_f32(x).to_bits());
+                        let rows = kv::Rows { k: &values, v: &values, at: 0 };
+                        kv::append(&Pool::new(1, false), isa, &spec, page.as_mut_bytes(), rows);
                         page
                     })
                     .collect();
@@ -166,7 +235,7 @@ fn attention_stays_inside_queries_pages_and_outputs() {
                             window,
                             sinks: window.map(|_| sinks.as_f32()),
                             seqs: &seqs,
-                            page: &|page| pages[page.index as usize].as_u16(),
+                            page: &|page| pages[page.index as usize].as_bytes(),
                         };
                         let mut scratch = attend::Scratch::default();
                         attend::attend(&Pool::new(threads, false), isa, job, &mut scratch).unwrap();

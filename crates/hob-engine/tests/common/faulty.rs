@@ -1,7 +1,8 @@
-//! A device that fails on cue.
+//! A device that fails on cue and remembers the rows of logits that were read.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use hob_compute::*;
 
@@ -9,6 +10,9 @@ use hob_compute::*;
 pub struct Faulty {
     pub inner: Box<dyn Compute>,
     pub countdown: Arc<AtomicI64>,
+    /// Bits of every row of `width` values that was downloaded.
+    pub rows: Arc<Mutex<Vec<Vec<u32>>>>,
+    pub width: usize,
 }
 
 impl Compute for Faulty {
@@ -25,7 +29,11 @@ impl Compute for Faulty {
         self.inner.upload(dst, row, data)
     }
     fn download(&mut self, src: Buf, row: usize, out: &mut [f32]) -> Result<()> {
-        self.inner.download(src, row, out)
+        self.inner.download(src, row, out)?;
+        if out.len() == self.width {
+            self.rows.lock().unwrap().push(out.iter().map(|v| v.to_bits()).collect());
+        }
+        Ok(())
     }
     fn load(&mut self, spec: &WeightSpec, source: Arc<dyn ByteSource>) -> Result<Weight> {
         self.inner.load(spec, source)
@@ -41,6 +49,15 @@ impl Compute for Faulty {
     }
     fn copy_page(&mut self, from: Page, to: Page, positions: usize) -> Result<()> {
         self.inner.copy_page(from, to, positions)
+    }
+    fn position_bytes(&self, pool: Pool, range: Range<usize>) -> Result<usize> {
+        self.inner.position_bytes(pool, range)
+    }
+    fn read_positions(&self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+        self.inner.read_positions(page, range, out)
+    }
+    fn write_positions(&mut self, page: Page, range: Range<usize>, bytes: &[u8]) -> Result<()> {
+        self.inner.write_positions(page, range, bytes)
     }
     fn embed(&mut self, args: &Embed) -> Result<()> {
         self.inner.embed(args)
@@ -58,7 +75,11 @@ impl Compute for Faulty {
         self.inner.append_kv(args)
     }
     fn attend(&mut self, args: &Attend) -> Result<()> {
-        match self.countdown.fetch_sub(1, Ordering::Relaxed) {
+        let left = self.countdown.fetch_sub(1, Ordering::Relaxed);
+        if left == 1 || left == -99 {
+            self.countdown.store(i64::MAX, Ordering::Relaxed);
+        }
+        match left {
             1 => panic!("the test broke the device"),
             -99 => return Err(ComputeError::Worker("the test refused".to_owned())),
             _ => {}

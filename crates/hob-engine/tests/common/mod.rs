@@ -1,13 +1,17 @@
-//! A tiny model on disk, engines on it, and a device that fails on cue.
+//! A tiny model on disk, engines on it, and a device that fails on cue and remembers logits.
 #![allow(dead_code)] // each test file uses a part
 
+pub mod child;
 pub mod faulty;
 
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, Mutex};
 
 use hob_engine::*;
 use hob_files::ModelFile;
 use hob_model::Layout;
+use hob_model::disk::DiskConfig;
 use hob_testkit::temp::TempDir;
 use hob_testkit::tiny::{Encode, TinySpec, f32_encode};
 
@@ -31,7 +35,7 @@ impl Tiny {
     }
 
     pub fn engine_on(&self, runtime: &Arc<Runtime>, layout: Layout) -> Engine {
-        Engine::load(runtime, Arc::clone(&self.file), layout, &mut |_, _| {}).unwrap()
+        load(runtime, &self.file, layout)
     }
 
     pub fn engine(&self, layout: Layout) -> Engine {
@@ -43,9 +47,78 @@ pub fn runtime() -> Arc<Runtime> {
     Runtime::new(&RuntimeConfig { threads: Some(2), exact: false }).unwrap()
 }
 
+/// A runtime that can be made to fail, and whose rows of logits can be looked at.
+pub struct Watched {
+    pub runtime: Arc<Runtime>,
+    /// See [`faulty::Faulty`].
+    pub countdown: Arc<AtomicI64>,
+    rows: Arc<Mutex<Vec<Vec<u32>>>>,
+}
+
+impl Watched {
+    /// For a vocabulary of `width` tokens.
+    pub fn new(width: usize) -> Watched {
+        let cpu = hob_cpu::CpuConfig { threads: 2, exact: false, isa: None, pin: false };
+        let countdown = Arc::new(AtomicI64::new(i64::MAX));
+        let rows = Arc::new(Mutex::new(Vec::new()));
+        let inner = Box::new(hob_cpu::Cpu::new(&cpu).unwrap());
+        let device =
+            faulty::Faulty { inner, countdown: Arc::clone(&countdown), rows: Arc::clone(&rows), width };
+        Watched { runtime: Runtime::with_device(Box::new(device)), countdown, rows }
+    }
+
+    /// The bits of the rows that samplers read since the last call; only chains that need whole rows read any.
+    pub fn logits(&self) -> Vec<Vec<u32>> {
+        std::mem::take(&mut *self.rows.lock().unwrap())
+    }
+}
+
+/// A sampler that reads whole rows of logits and draws from them.
+pub fn whole_rows() -> Sampling {
+    Sampling { top_k: 0, top_p: 0.9, temperature: 1.1, seed: Some(8), ..Sampling::default() }
+}
+
+/// A store in `dir` with room for everything.
+pub fn on_disk(dir: &Path) -> CacheConfig {
+    let disk = DiskConfig {
+        dir: dir.to_path_buf(),
+        budget_bytes: 1 << 30,
+        daily_write_bytes: 1 << 30,
+        snapshot_budget_bytes: 1 << 28,
+    };
+    CacheConfig { disk: Some(disk), ..CacheConfig::default() }
+}
+
+/// Room for long prompts, and for the prefixes of conversations that are not running.
+pub fn roomy(sequences: usize, cached_tokens: usize) -> Layout {
+    Layout { ctx_tokens: 2048, cached_tokens, ..layout(sequences, 96) }
+}
+
+/// One of the models that hob-model keeps as references.
+pub fn reference_model(name: &str) -> Arc<ModelFile> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hob-model/tests/golden");
+    Arc::new(ModelFile::open(golden.join(name).join("model.f32.gguf")).unwrap())
+}
+
+pub fn load(runtime: &Arc<Runtime>, file: &Arc<ModelFile>, layout: Layout) -> Engine {
+    Engine::load(runtime, Arc::clone(file), layout, &mut |_, _| {}).unwrap()
+}
+
+/// As [`load`], with a store.
+pub fn load_with(
+    runtime: &Arc<Runtime>,
+    file: &Arc<ModelFile>,
+    layout: Layout,
+    cache: &CacheConfig,
+) -> Engine {
+    let mut engine = load(runtime, file, layout);
+    engine.set_cache(cache).unwrap();
+    engine
+}
+
 /// Several sequences, all of which may have logits in one step.
 pub fn layout(sequences: usize, chunk_rows: usize) -> Layout {
-    Layout { ctx_tokens: 200, sequences, chunk_rows, logit_rows: sequences, threads: 2 }
+    Layout { sequences, chunk_rows, logit_rows: sequences, threads: 2, ..Layout::new(200) }
 }
 
 /// `n` token ids that spell plain bytes.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use hob_model::Layout;
+use hob_model::{KvLayout, Layout};
 pub use hob_plan::Quantiles;
 use hob_plan::units::{show_bytes, show_figures};
 use serde::Serialize;
@@ -90,6 +90,10 @@ impl Sample {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     pub threads: usize,
+    /// How K and V are kept, as `--kv` spells it.
+    pub kv_format: String,
+    /// Bytes that one position adds to the cache.
+    pub kv_bytes_per_token: u64,
     pub test: Test,
     pub depth: usize,
     pub kv: Kv,
@@ -106,6 +110,8 @@ impl Row {
         let none = Quantiles { p10: 0.0, p50: 0.0, p90: 0.0 };
         Self {
             threads,
+            kv_format: String::new(),
+            kv_bytes_per_token: 0,
             test,
             depth,
             kv,
@@ -115,6 +121,11 @@ impl Row {
             gmacs_per_s: quantiles(&all(&|s| Some(s.gmacs_per_s))).unwrap_or(none),
             samples,
         }
+    }
+
+    /// The same, with the KV format that was measured and the bytes it takes per position.
+    pub fn with_format(self, (name, kv_bytes_per_token): (&str, u64)) -> Self {
+        Self { kv_format: name.to_string(), kv_bytes_per_token, ..self }
     }
 }
 
@@ -132,8 +143,7 @@ fn quantiles(values: &[f64]) -> Option<Quantiles> {
 }
 
 /// Heading of [`Row`]'s lines.
-pub const HEADER: &str =
-    "threads  test      depth      tok/s: p10      p50      p90     GB/s    limit    %  ns    KV";
+pub const HEADER: &str = "threads  KV        B/token  test      depth      tok/s: p10      p50      p90     GB/s    limit    %  ns    from";
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -149,8 +159,8 @@ impl fmt::Display for Row {
         let nanos = middle(&|s| s.limit.ping_pong_nanos).map_or_else(dash, |n| format!("{n:.0}"));
         write!(
             f,
-            "{:>7}  {:<7} {:>7} {a:>15} {b:>8} {c:>8} {gb:>8} {limit:>8} {percent:>4} {nanos:>4}   {}",
-            self.threads, self.test, self.depth, self.kv
+            "{:>7}  {:<8} {:>8}  {:<7} {:>7} {a:>15} {b:>8} {c:>8} {gb:>8} {limit:>8} {percent:>4} {nanos:>4}   {}",
+            self.threads, self.kv_format, self.kv_bytes_per_token, self.test, self.depth, self.kv
         )
     }
 }
@@ -182,7 +192,7 @@ impl Report {
             isa: String::new(),
             parameters: info.parameters(),
             weights_bytes: info.footprint(&Layout::new(1)).weights,
-            bytes_per_token: info.bytes_per_token(0),
+            bytes_per_token: info.bytes_per_token(0, &KvLayout::default()),
             rows: Vec::new(),
             left_out: Vec::new(),
         }
@@ -228,12 +238,14 @@ mod tests {
     fn lines_stand_under_their_headings() {
         let kv = Kv { prefilled: 2048, synthetic: 0 };
         let samples = vec![sample(100.0, Some(30.0), 40.0, 40.0); 3];
-        let decode = Row::new(2, Test::Decode { tokens: 64 }, 2048, kv, samples).to_string();
-        for part in ["tg64", "2048", "100", "30.0", "40.0", "75", "50", "prefilled"] {
+        let decode = Row::new(2, Test::Decode { tokens: 64 }, 2048, kv, samples);
+        let decode = decode.with_format(("q8/q4", 9360)).to_string();
+        for part in ["q8/q4", "9360", "tg64", "2048", "100", "30.0", "40.0", "75", "50", "prefilled"] {
             assert!(decode.contains(part), "{part}: {decode}");
         }
         let ends = |line: &str, word: &str| line.find(word).map(|at| at + word.len());
         assert_eq!(ends(HEADER, "limit"), ends(&decode, "40.0"), "\n{HEADER}\n{decode}");
+        assert_eq!(ends(HEADER, "B/token"), ends(&decode, "9360"), "\n{HEADER}\n{decode}");
         let samples = vec![sample(1000.0, None, 40.0, 40.0)];
         let prefill = Row::new(2, Test::Prefill { tokens: 512 }, 0, kv, samples).to_string();
         assert!(prefill.contains("pp512") && prefill.contains('-'), "{prefill}");

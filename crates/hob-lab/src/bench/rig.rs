@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use hob_compute::{Buf, Compute, Pick, Picked, Token};
 use hob_cpu::{Cpu, CpuConfig, probe};
-use hob_model::{Batch, Layout, Model, Row as BatchRow, SeqId};
+use hob_model::{Batch, KvLayout, Layout, Model, Row as BatchRow, SeqId};
 
 use super::report::{Kv, Limit, Sample, Test};
 use super::{BenchError, Subject};
@@ -44,6 +44,21 @@ impl Rig {
 
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// Keeps K and V as `kv` says from now on, beginning with an empty sequence.
+    pub fn relayout(&mut self, kv: &KvLayout) -> Result<(), BenchError> {
+        self.model.free_sequence(self.sequence)?;
+        let layout = Layout { kv: kv.clone(), ..self.model.layout().clone() };
+        let result = self.model.relayout(&mut self.dev, &layout);
+        self.sequence = self.model.new_sequence()?;
+        self.kv = Kv { prefilled: 0, synthetic: 0 };
+        Ok(result?)
+    }
+
+    /// Bytes that one position adds to the cache.
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        self.model.info().kv_bytes_per_token(&self.model.layout().kv)
     }
 
     pub fn isa(&self) -> &'static str {
@@ -111,7 +126,9 @@ impl Rig {
             Test::Decode { tokens } => Some(tokens),
             Test::Check { steps, .. } => Some(steps),
         };
-        let gb_per_s = steps.map(|steps| info.bytes_per_token(middle) as f64 * steps as f64 / seconds / 1e9);
+        let gb_per_s = steps.map(|steps| {
+            info.bytes_per_token(middle, &self.model.layout().kv) as f64 * steps as f64 / seconds / 1e9
+        });
         Ok(Sample {
             tokens_per_s: tokens as f64 / seconds,
             gb_per_s,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hob_compute::{Compute, Token};
 use hob_files::ModelFile;
-use hob_model::{Batch, Layout, Model, ModelInfo, Row, SeqId};
+use hob_model::{Batch, KvLayout, Layout, Model, ModelInfo, Row, SeqId, noise};
 
 use super::{EvalError, Watch, Windows, title};
 
@@ -29,6 +29,8 @@ pub struct Scorer {
     name: String,
     model: Model,
     batch: Batch,
+    /// Formats that K and V are rounded to on a device that keeps floats whatever the layout says.
+    rounded: KvLayout,
     /// Logits of one step, `[rows, vocab]`.
     logits: Vec<f32>,
 }
@@ -49,7 +51,30 @@ impl Scorer {
         let layout = layout(&info, ctx, threads);
         let mut progress = |done, total| watch.loading(&name, done, total);
         let model = Model::load(Arc::clone(file), dev, &layout, &mut progress)?;
-        Ok(Self { name, model, batch: Batch::default(), logits: Vec::new() })
+        let (batch, rounded) = (Batch::default(), KvLayout::default());
+        Ok(Self { name, model, batch, rounded, logits: Vec::new() })
+    }
+
+    /// Keeps K and V as `kv` says from now on; an exact device keeps floats, of which each goes through its format's codec
+    /// first.
+    ///
+    /// # Errors
+    /// What the model or device say.
+    pub fn relayout(&mut self, dev: &mut dyn Compute, kv: &KvLayout) -> Result<(), EvalError> {
+        if dev.info().exact {
+            self.rounded = kv.clone();
+            return Ok(());
+        }
+        let layout = Layout { kv: kv.clone(), ..self.model.layout().clone() };
+        Ok(self.model.relayout(dev, &layout)?)
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
     }
 
     pub fn name(&self) -> &str {
@@ -109,7 +134,10 @@ impl Scorer {
                     logits,
                 },
             ));
-            let found = self.model.step(dev, &self.batch)?;
+            let found = match self.rounded.0.as_slice() {
+                [] => self.model.step(dev, &self.batch)?,
+                _ => noise::step_rounded(&mut self.model, dev, &self.batch, &self.rounded)?,
+            };
             if found > 0 {
                 self.logits.resize(found * self.vocab(), 0.0);
                 dev.download(self.model.logits(), 0, &mut self.logits)?;

@@ -27,7 +27,7 @@ pub struct Token {
 
 impl Token {
     /// Compares two rows of equal length; `target` is the token that follows.
-    pub(super) fn of(a: &[f32], b: &[f32], target: u32) -> Self {
+    pub(crate) fn of(a: &[f32], b: &[f32], target: u32) -> Self {
         let (sum_a, sum_b) = (LogSum::of(a), LogSum::of(b));
         let mut kl = 0.0;
         for (&a, &b) in a.iter().zip(b) {
@@ -130,7 +130,7 @@ pub struct Report {
 
 impl Report {
     /// The figures of some tokens, at least one.
-    pub(super) fn of(tokens: &[Token]) -> Self {
+    pub(crate) fn of(tokens: &[Token]) -> Self {
         let mut kl: Vec<f64> = tokens.iter().map(|t| t.kl).collect();
         kl.sort_by(f64::total_cmp);
         let mean = |value: fn(&Token) -> f64| Estimate::of(tokens.iter().map(value));

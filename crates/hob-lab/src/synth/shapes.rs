@@ -172,6 +172,7 @@ pub const SHAPES: &[Shape] = &[
     },
     Shape { name: "llama3.2-3b", dim: 3072, layers: 28, ffn: 8192, heads: 24, rope_factor: 32.0, ..LLAMA3 },
     Shape { name: "llama3.1-8b", dim: 4096, layers: 32, ffn: 14_336, heads: 32, tied: false, ..LLAMA3 },
+    Shape { name: "llama3.1-70b", dim: 8192, layers: 80, ffn: 28_672, heads: 64, tied: false, ..LLAMA3 },
     Shape { name: "llama3.3-70b", dim: 8192, layers: 80, ffn: 28_672, heads: 64, tied: false, ..LLAMA3 },
     Shape { name: "qwen2.5-0.5b", dim: 896, layers: 24, ffn: 4864, heads: 14, head_dim: 64, ..QWEN25 },
     Shape { name: "qwen2.5-1.5b", dim: 1536, layers: 28, ffn: 8960, heads: 12, ..QWEN25 },
@@ -246,9 +247,10 @@ pub const SHAPES: &[Shape] = &[
     },
 ];
 
-/// The shape of this name, ignoring ASCII case.
+/// The shape of this name, ignoring ASCII case and hyphens: people write llama-3.1-8b as well as llama3.1-8b.
 pub fn find(name: &str) -> Option<&'static Shape> {
-    SHAPES.iter().find(|s| s.name.eq_ignore_ascii_case(name))
+    let plain = |name: &str| name.replace('-', "").to_ascii_lowercase();
+    SHAPES.iter().find(|s| plain(s.name) == plain(name))
 }
 
 #[cfg(test)]
@@ -267,7 +269,8 @@ mod tests {
             ("llama3.2-1b", 1235.81),
             ("llama3.2-3b", 3212.75),
             ("llama3.1-8b", 8030.26),
-            ("llama3.3-70b", 70_553.7),
+            ("llama3.1-70b", 70_553.7),
+            ("llama-3.3-70B", 70_553.7),
             ("qwen2.5-0.5b", 494.03),
             ("qwen2.5-1.5b", 1543.71),
             ("qwen2.5-3b", 3085.94),
@@ -296,7 +299,7 @@ mod tests {
             let found = tensors::table(shape, shape.arch).iter().map(weights).sum::<usize>() as f64 / 1e6;
             assert!((found / millions - 1.0).abs() < 1e-3, "{name}: {found}");
         }
-        assert_eq!(SHAPES.len(), 30);
+        assert_eq!(SHAPES.len(), 31);
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub enum Role {
     /// A short convolution over positions, `[channels, columns]`; stays F32.
     Conv,
     Norm,
+    /// Norms of every head of Q or K.
+    QkNorm,
     Bias,
     /// Decay rates of a delta net, negative.
     Decay,
@@ -101,8 +103,9 @@ impl Table {
         }
         self.matrix("attn_output", shape.dim, wide);
         if matches!(arch, "qwen3" | "qwen3moe" | "qwen35moe" | "gemma3" | "lfm2") {
-            self.norm("attn_q_norm", shape.head_dim);
-            self.norm("attn_k_norm", shape.head_dim);
+            for name in ["attn_q_norm", "attn_k_norm"] {
+                self.add(&format!("{name}.weight"), &[shape.head_dim], Role::QkNorm);
+            }
         }
     }
 

@@ -9,17 +9,33 @@ use crate::blocks::RopeTable;
 use crate::config::{DIVISORS, LONG, SHORT};
 use crate::info::file_bytes;
 use crate::source::open_slot;
-use crate::state::PagePools;
+use crate::state::StateBuf;
 use crate::{
     Layout, LongFactors, ModelError, ModelInfo, Result, RopeConfig, RopeScaling, TensorSource, rope,
 };
 
-/// Handles of a loaded model.
+/// The weights of a loaded model.
 pub(super) struct Held {
     pub weights: Vec<Weight>,
+    /// Of every rotary table.
+    frequencies: Vec<Frequencies>,
+}
+
+/// What a rotary table may hold, `[pairs]` radians per position.
+struct Frequencies {
+    rope: RopeConfig,
+    /// Of a context that the model was first trained for; of any, where that makes no difference.
+    within: Vec<f32>,
+    /// Of a context beyond that many tokens.
+    beyond: Option<(f64, Vec<f32>)>,
+}
+
+/// What depends on the layout, beside the pages.
+pub(super) struct Room {
     pub bufs: Vec<Buf>,
     pub ropes: Vec<RopeTable>,
-    pub pools: PagePools,
+    /// What the rotary tables hold.
+    pub frequencies: Vec<Vec<f32>>,
 }
 
 impl Held {
@@ -29,12 +45,12 @@ impl Held {
         source: &dyn TensorSource,
         info: &ModelInfo,
         dev: &mut dyn Compute,
-        layout: &Layout,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let pools = PagePools::new(info, layout, dev)?;
-        let mut held = Held { weights: Vec::new(), bufs: Vec::new(), ropes: Vec::new(), pools };
-        match held.fill(source, info, dev, layout, progress) {
+        let frequencies = info.config.ropes.iter().map(|rope| frequencies(rope, source));
+        let frequencies = frequencies.collect::<Result<_>>()?;
+        let mut held = Held { weights: Vec::new(), frequencies };
+        match held.fill(source, info, dev, progress) {
             Ok(()) => Ok(held),
             Err(e) => {
                 held.release(dev)?;
@@ -48,15 +64,8 @@ impl Held {
         source: &dyn TensorSource,
         info: &ModelInfo,
         dev: &mut dyn Compute,
-        layout: &Layout,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        for [rows, width] in info.buffer_shapes(layout) {
-            self.bufs.push(dev.alloc(rows, width)?);
-        }
-        for rope in &info.config.ropes {
-            self.ropes.push(rope_table(rope, layout, source, dev)?);
-        }
         let read = |kind| kind != WeightKind::Table;
         let total = info.slots().filter(|(s, _)| read(s.kind)).map(|(s, f)| file_bytes(s, f)).sum();
         let mut done = 0;
@@ -75,47 +84,80 @@ impl Held {
         Ok(())
     }
 
+    /// Buffers and rotary tables for `layout`.
+    ///
+    /// # Errors
+    /// What the device says; nothing stays behind on it.
+    pub fn room(&self, info: &ModelInfo, dev: &mut dyn Compute, layout: &Layout) -> Result<Room> {
+        let mut room = Room { bufs: Vec::new(), ropes: Vec::new(), frequencies: Vec::new() };
+        match room.fill(&self.frequencies, info, dev, layout) {
+            Ok(()) => Ok(room),
+            Err(e) => {
+                room.release(dev)?;
+                Err(e)
+            }
+        }
+    }
+
+    /// # Errors
+    /// The first thing the device says; the rest is released all the same.
+    pub fn release(self, dev: &mut dyn Compute) -> Result<()> {
+        let results: Vec<_> = self.weights.into_iter().map(|w| dev.unload(w)).collect();
+        Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)
+    }
+}
+
+impl Room {
+    /// The buffers of recurrent state.
+    pub fn states(&self, info: &ModelInfo) -> Vec<StateBuf> {
+        info.state_buffers().map(|(at, width)| (self.bufs[at], width)).collect()
+    }
+
+    fn fill(
+        &mut self,
+        tables: &[Frequencies],
+        info: &ModelInfo,
+        dev: &mut dyn Compute,
+        layout: &Layout,
+    ) -> Result<()> {
+        for [rows, width] in info.buffer_shapes(layout) {
+            self.bufs.push(dev.alloc(rows, width)?);
+        }
+        for Frequencies { rope, within, beyond } in tables {
+            let beyond = beyond.as_ref().filter(|(ctx, _)| layout.ctx_tokens as f64 > *ctx);
+            let table = beyond.map_or(within, |(_, table)| table);
+            let freqs = dev.alloc(1, table.len())?;
+            self.ropes.push(RopeTable { freqs, pairs: rope.pairs, magnitude: rope.magnitude });
+            dev.upload(freqs, 0, table)?;
+            self.frequencies.push(table.clone());
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// The first thing the device says; the rest is released all the same.
     pub fn release(self, dev: &mut dyn Compute) -> Result<()> {
         let bufs = self.bufs.into_iter().chain(self.ropes.iter().map(|r| r.freqs));
-        let mut results = vec![];
-        results.extend(bufs.map(|b| dev.free(b)));
-        results.extend(self.weights.into_iter().map(|w| dev.unload(w)));
-        let pools = self.pools.release(dev);
-        results.into_iter().collect::<std::result::Result<(), _>>()?;
-        pools
+        let results: Vec<_> = bufs.map(|b| dev.free(b)).collect();
+        Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)
     }
 }
 
-/// Uploads the frequencies of one table.
-fn rope_table(
-    config: &RopeConfig,
-    layout: &Layout,
-    source: &dyn TensorSource,
-    dev: &mut dyn Compute,
-) -> Result<RopeTable> {
-    let pairs = config.rotary / 2;
-    let divisors = match &config.scaling {
-        RopeScaling::Divisors => divisors(DIVISORS, pairs, source)?,
+/// Both sets of a table that has two, so that another layout needs no file.
+fn frequencies(rope: &RopeConfig, source: &dyn TensorSource) -> Result<Frequencies> {
+    let pairs = rope.rotary / 2;
+    let (within, beyond) = match &rope.scaling {
+        RopeScaling::Divisors => (divisors(DIVISORS, pairs, source)?, None),
         RopeScaling::Long { factors, original_ctx } => {
-            let beyond = layout.ctx_tokens as f64 > *original_ctx;
-            match factors {
-                LongFactors::Given { short, long } => if beyond { long } else { short }.clone(),
-                LongFactors::Tensors => divisors(if beyond { LONG } else { SHORT }, pairs, source)?,
-            }
+            let (short, long) = match factors {
+                LongFactors::Given { short, long } => (short.clone(), long.clone()),
+                LongFactors::Tensors => (divisors(SHORT, pairs, source)?, divisors(LONG, pairs, source)?),
+            };
+            (short, Some((*original_ctx, rope::frequencies(rope, &long))))
         }
-        _ => Vec::new(),
+        _ => (Vec::new(), None),
     };
-    let table = rope::frequencies(config, &divisors);
-    let freqs = dev.alloc(1, table.len())?;
-    match dev.upload(freqs, 0, &table) {
-        Ok(()) => Ok(RopeTable { freqs, pairs: config.pairs, magnitude: config.magnitude }),
-        Err(e) => {
-            dev.free(freqs)?;
-            Err(e.into())
-        }
-    }
+    Ok(Frequencies { rope: rope.clone(), within: rope::frequencies(rope, &within), beyond })
 }
 
 /// Reads a tensor of divisors, `[pairs]` of F32, all positive.

@@ -1,14 +1,16 @@
 //! Tiny models on disk, and a loaded model with its device in one hand.
 #![allow(dead_code)] // each test file uses its part
 
+use std::path::Path;
 use std::sync::Arc;
 
+use hob_compute::reference::Reference;
 use hob_compute::{Compute, Token};
 use hob_cpu::{Cpu, CpuConfig};
 use hob_files::ModelFile;
 use hob_files::gguf_write::Writer;
-use hob_model::{Batch, Layout, Model, Result, Row, SeqId};
-use hob_quant::{Format, encode_row};
+use hob_model::{Batch, KvLayout, KvPair, Layout, Model, Result, Row, SeqId};
+use hob_quant::{Format, KvFormat, encode_row};
 use hob_testkit::rng::Rng;
 use hob_testkit::temp::TempDir;
 use hob_testkit::tiny::{Encoded, TinySpec};
@@ -18,6 +20,25 @@ pub struct Tiny {
     pub dir: TempDir,
     pub file: Arc<ModelFile>,
     pub vocab: usize,
+}
+
+/// A model that was checked against a reference implementation: the folder, or its GGUF.
+pub fn golden(name: &str, gguf: bool) -> Tiny {
+    let mut path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if gguf {
+        path.push("model.f32.gguf");
+    }
+    let file = Arc::new(ModelFile::open(&path).expect("a model file"));
+    Tiny { dir: TempDir::new("golden"), file, vocab: 320 }
+}
+
+/// All of them.
+pub fn goldens() -> Vec<String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let names = std::fs::read_dir(dir).expect("fixtures").map(|e| e.expect("an entry").file_name());
+    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
 }
 
 /// Matrices of `format`.
@@ -95,7 +116,11 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(tiny: &Tiny, dev: impl Compute + 'static, layout: &Layout) -> Self {
-        let mut dev: Box<dyn Compute> = Box::new(dev);
+        Self::of(tiny, Box::new(dev), layout)
+    }
+
+    pub fn of(tiny: &Tiny, dev: Box<dyn Compute>, layout: &Layout) -> Self {
+        let mut dev = dev;
         let model = Model::load(tiny.file.clone(), dev.as_mut(), layout, &mut |_, _| ()).expect("a model");
         Bench { dev, model, batch: Batch::default() }
     }
@@ -131,6 +156,43 @@ impl Bench {
     }
 }
 
+/// What [`hob_model::Model`] remembers, without its device in every call.
+impl Bench {
+    pub fn open(&mut self) -> SeqId {
+        self.model.new_sequence().expect("a free sequence")
+    }
+
+    pub fn seal(&mut self, id: SeqId, tokens: &[u32]) {
+        self.model.seal(self.dev.as_mut(), id, tokens).expect("its tokens");
+    }
+
+    pub fn keep(&mut self, id: SeqId, tokens: &[u32]) {
+        self.model.keep(self.dev.as_mut(), id, tokens).expect("its tokens");
+    }
+
+    /// Resumes, after checking that the model says beforehand how far.
+    pub fn resume(&mut self, id: SeqId, tokens: &[u32], most: usize) -> usize {
+        let promised = self.model.resumable(Some(id), tokens, most);
+        let len = self.model.resume(self.dev.as_mut(), id, tokens, most).expect("a device that works");
+        assert_eq!(len, promised, "resumable and resume disagree");
+        assert_eq!(len, self.model.seq_len(id).expect("a sequence"));
+        len
+    }
+
+    /// As a session does: resumes what there is of `tokens`, feeds the rest, seals, keeps the end. Gives the length
+    /// resumed and the logits of the rest.
+    pub fn turn(&mut self, id: SeqId, tokens: &[u32], chunk: usize) -> (usize, Vec<f32>) {
+        let resumed = self.resume(id, tokens, tokens.len() - 1);
+        let mut logits = Vec::new();
+        for part in tokens[resumed..].chunks(chunk) {
+            logits.extend(self.feed(id, part, chunk));
+            self.seal(id, tokens);
+        }
+        self.keep(id, tokens);
+        (resumed, logits)
+    }
+}
+
 /// Loads, feeds one fresh sequence, and gives the logits of every position.
 pub fn logits(tiny: &Tiny, dev: impl Compute + 'static, tokens: &[u32], chunk: usize) -> Vec<f32> {
     let mut bench = Bench::new(tiny, dev, &layout(tokens.len(), 1, chunk));
@@ -151,4 +213,92 @@ pub fn assert_same_bits(a: &[f32], b: &[f32], vocab: usize, what: &str) {
 pub fn nmse(a: &[f32], reference: &[f32]) -> f64 {
     let error: f64 = a.iter().zip(reference).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     error / reference.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>()
+}
+
+/// Both kinds of devices, by number.
+pub fn device(kind: usize) -> Box<dyn Compute> {
+    match kind {
+        0 => Box::new(Reference::new(true)),
+        1 => Box::new(cpu(2, true)),
+        _ => Box::new(cpu(2, false)),
+    }
+}
+
+/// As [`layout`], with a cache of `cached_tokens`.
+pub fn cached(ctx_tokens: usize, sequences: usize, cached_tokens: usize) -> Layout {
+    Layout { cached_tokens, ..layout(ctx_tokens, sequences, 64) }
+}
+
+/// Formats that are not f16.
+pub fn packed_layouts() -> impl Iterator<Item = KvLayout> {
+    use KvFormat::{Asym4, Bf16, Q4, Q8};
+    [(Q8, Q4), (Q4, Q4), (Asym4, Q8), (Bf16, Bf16)]
+        .into_iter()
+        .map(|(k, v)| KvLayout::uniform(KvPair { k, v }))
+}
+
+/// The logits behind `from` must be those of a run without interruptions.
+pub fn assert_continues(logits: &[f32], whole: &[f32], from: usize, vocab: usize, what: &str) {
+    let expected = &whole[from * vocab..][..logits.len()];
+    assert_same_bits(logits, expected, vocab, what);
+}
+
+/// Random operations on sequences that share, fork and go back: none fails, every logit is that of a fresh run, and no
+/// page is lost.
+pub fn scramble(tiny: &Tiny, layout: &Layout, seed: u64, operations: usize) {
+    let mut rng = Rng::new(seed);
+    let mut bench = Bench::of(tiny, device(2), layout);
+    let mut fresh = Bench::of(tiny, device(2), &Layout { sequences: 1, cached_tokens: 0, ..layout.clone() });
+    let scratch = fresh.open();
+    let total = bench.model.memory().free_pages;
+    let mut live: Vec<(SeqId, Vec<u32>)> =
+        (0..layout.sequences).map(|_| (bench.open(), Vec::new())).collect();
+    for operation in 0..operations {
+        let at = rng.below(live.len());
+        let (id, mut text) = live[at].clone();
+        match rng.below(6) {
+            // A prompt that begins like another sequence's, then differs.
+            0 => {
+                let other = live[rng.below(live.len())].1.clone();
+                let shared = rng.below(other.len() + 1);
+                text = other[..shared].to_vec();
+                text.extend(tokens(rng.u64(), rng.below(300), tiny.vocab));
+                text.truncate(layout.ctx_tokens);
+                let most = rng.below(text.len() + 2);
+                let resumed = bench.resume(id, &text, most);
+                text.truncate(resumed);
+            }
+            1 => {
+                let keep = rng.below(text.len() + 1);
+                let can = bench.model.can_truncate(id, keep).expect("a sequence");
+                let truncated = bench.model.truncate(id, keep);
+                assert_eq!(truncated.is_ok(), can, "{truncated:?}");
+                text.truncate(if can { keep } else { text.len() });
+            }
+            2 => bench.keep(id, &text),
+            3 => bench.seal(id, &text),
+            4 if operation % 5 == 0 => {
+                bench.model.free_sequence(id).expect("it lives");
+                live[at].0 = bench.open();
+                text.clear();
+            }
+            _ => {
+                let room = layout.ctx_tokens - text.len();
+                let more = tokens(rng.u64(), rng.below(200).min(room), tiny.vocab);
+                if !more.is_empty() {
+                    let logits = bench.feed(id, &more, layout.chunk_rows);
+                    let from = text.len();
+                    text.extend(&more);
+                    fresh.model.truncate(scratch, 0).expect("always possible");
+                    let whole = fresh.feed(scratch, &text, layout.chunk_rows);
+                    let what = format!("seed {seed}, operation {operation}, from {from}");
+                    assert_continues(&logits, &whole, from, tiny.vocab, &what);
+                }
+            }
+        }
+        live[at].1 = text;
+        let memory = bench.model.memory();
+        let sum = memory.free_pages + memory.live_pages + memory.cached_pages;
+        assert_eq!(sum, total, "seed {seed}, operation {operation}: {memory:?}");
+    }
 }

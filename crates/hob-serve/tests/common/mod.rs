@@ -31,7 +31,7 @@ pub fn engine(dir: &TempDir, ctx_tokens: usize) -> Engine {
     TinySpec { ctx: ctx_tokens, ..TinySpec::llama() }.write_gguf(&path, &f32_encode).unwrap();
     let file = Arc::new(ModelFile::open(&path).unwrap());
     let runtime = Runtime::new(&RuntimeConfig { threads: Some(1), exact: false }).unwrap();
-    let layout = Layout { ctx_tokens, sequences: 1, chunk_rows: 16, logit_rows: 1, threads: 1 };
+    let layout = Layout { chunk_rows: 16, cached_tokens: 2048, ..Layout::new(ctx_tokens) };
     Engine::load(&runtime, file, layout, &mut |_, _| {}).unwrap()
 }
 

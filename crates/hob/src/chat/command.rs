@@ -1,4 +1,4 @@
-//! The commands of `hob chat`: `/help`, `/system`, `/clear`, `/retry`, `/save`, `/load`, `/stats`, `/set`, `/exit`.
+//! The commands of `hob chat`: see [`HELP`].
 
 use std::path::Path;
 
@@ -7,6 +7,7 @@ use hob_engine::Sampling;
 use hob_text::Message;
 
 use super::{Chat, Next};
+use crate::record::Record;
 use crate::term;
 
 const HELP: &str = "\
@@ -15,8 +16,11 @@ const HELP: &str = "\
 /retry             another answer to the last question
 /set [NAME VALUE]  show or change temp, top-k, top-p, min-p, repeat-penalty, seed, max-tokens
 /stats             figures of the last answer
-/save FILE         write the conversation as JSON
-/load FILE         go on with a saved conversation
+/sessions          list recorded conversations
+/save NAME         keep this conversation as session NAME
+/load NAME         go on with session NAME
+/export FILE       write the conversation as JSON
+/import FILE       go on with a conversation that was written so
 /exit              leave (Ctrl-D does too)
 A line that ends in \\ goes on in the next one.";
 
@@ -31,13 +35,16 @@ impl Chat<'_> {
         let done = match name {
             "exit" | "quit" | "bye" => return Ok(Next::Leave),
             "help" | "?" => Ok(HELP.to_string()),
-            "system" => Ok(self.system(rest)),
-            "clear" => Ok(self.clear()),
+            "system" => self.system(rest),
+            "clear" => self.clear(),
             "retry" => self.retry(),
             "set" => self.set(rest),
             "stats" => Ok(self.last.clone().unwrap_or_else(|| "no answer yet".to_string())),
+            "sessions" => crate::sessions::list(self.house, false).map(|text| text.trim_end().to_string()),
             "save" => self.save(rest),
             "load" => self.load(rest),
+            "export" => self.export(rest),
+            "import" => self.import(rest),
             _ => Err(anyhow::anyhow!("there is no command /{name}; /help shows those there are")),
         };
         match done {
@@ -48,20 +55,21 @@ impl Chat<'_> {
         Ok(Next::Stay)
     }
 
-    fn system(&mut self, text: &str) -> String {
+    fn system(&mut self, text: &str) -> Result<String> {
         if text.is_empty() {
-            return match self.messages.first().filter(|m| m.role == "system") {
+            return Ok(match self.messages.first().filter(|m| m.role == "system") {
                 Some(message) => message.content.clone(),
                 None => "no system message".to_string(),
-            };
+            });
         }
-        self.messages = vec![Message::system(text)];
-        "system message set; the conversation starts over".to_string()
+        self.start_over(vec![Message::system(text)])?;
+        Ok("system message set; the conversation starts over".to_string())
     }
 
-    fn clear(&mut self) -> String {
-        self.messages.retain(|m| m.role == "system");
-        "the conversation starts over".to_string()
+    fn clear(&mut self) -> Result<String> {
+        let system = self.messages.iter().filter(|m| m.role == "system").cloned().collect();
+        self.start_over(system)?;
+        Ok("the conversation starts over".to_string())
     }
 
     fn retry(&mut self) -> Result<String> {
@@ -121,32 +129,82 @@ impl Chat<'_> {
         )
     }
 
-    fn save(&self, file: &str) -> Result<String> {
-        let path = path(file)?;
-        let text = serde_json::to_vec_pretty(&self.messages)?;
-        hob_files::store::write_atomic(path, &text).with_context(|| format!("saving to {file}"))?;
-        Ok(format!("{} messages saved to {file}", self.messages.len()))
+    fn save(&mut self, name: &str) -> Result<String> {
+        let name = session_name(name, "save", "export")?;
+        let mut record = match self.record.take() {
+            Some(record) => record,
+            // --no-cache keeps nothing by itself; this asks for it.
+            None => Record::unnamed(self.house)?,
+        };
+        let renamed = record.rename(name);
+        self.record = Some(record);
+        renamed?;
+        let tokens = self.session.tokens().to_vec();
+        self.keep(Some(&tokens));
+        Ok(format!("this conversation is session {name} now"))
     }
 
-    fn load(&mut self, file: &str) -> Result<String> {
+    fn load(&mut self, name: &str) -> Result<String> {
+        let name = session_name(name, "load", "import")?;
+        let record = Record::open(self.house, name)?;
+        if record.is_new() {
+            bail!("there is no session {name}; /sessions lists those there are");
+        }
+        record.resume(&mut self.loaded);
+        let (messages, unanswered) = record.messages();
+        self.messages = messages;
+        self.record = Some(record);
+        self.greet(unanswered);
+        Ok(String::new())
+    }
+
+    fn export(&self, file: &str) -> Result<String> {
         let path = path(file)?;
-        let size = std::fs::metadata(path).with_context(|| format!("loading {file}"))?.len();
+        let text = serde_json::to_vec_pretty(&self.messages)?;
+        hob_files::store::write_atomic(path, &text).with_context(|| format!("writing {file}"))?;
+        Ok(format!("{} messages written to {file}", self.messages.len()))
+    }
+
+    fn import(&mut self, file: &str) -> Result<String> {
+        let path = path(file)?;
+        let size = std::fs::metadata(path).with_context(|| format!("reading {file}"))?.len();
         if size > MOST_FILE_BYTES {
             bail!("{file} is too large for a conversation");
         }
-        let text = std::fs::read(path).with_context(|| format!("loading {file}"))?;
-        self.messages = serde_json::from_slice(&text).with_context(|| {
+        let text = std::fs::read(path).with_context(|| format!("reading {file}"))?;
+        let messages = serde_json::from_slice(&text).with_context(|| {
             format!("{file} is not a conversation: a JSON array of {{\"role\", \"content\"}}")
         })?;
-        Ok(format!("{} messages loaded from {file}", self.messages.len()))
+        self.start_over(messages)?;
+        Ok(format!("{} messages read from {file}", self.messages.len()))
+    }
+
+    /// Goes on from `messages` as a conversation of its own: the one so far stays as it was recorded.
+    fn start_over(&mut self, messages: Vec<Message>) -> Result<()> {
+        if self.record.is_some() {
+            self.record = Some(Record::unnamed(self.house)?);
+        }
+        self.messages = messages;
+        Ok(())
     }
 }
 
 fn path(file: &str) -> Result<&Path> {
     if file.is_empty() {
-        bail!("which file? /save FILE, /load FILE");
+        bail!("which file? /export FILE, /import FILE");
     }
     Ok(Path::new(file))
+}
+
+/// The name behind `/save` or `/load`; a path belongs to another command.
+fn session_name<'a>(name: &'a str, command: &str, other: &str) -> Result<&'a str> {
+    if name.is_empty() {
+        bail!("which session? /{command} NAME; /sessions lists those there are");
+    }
+    if name.contains(['/', '\\']) || name.ends_with(".json") {
+        bail!("'{name}' looks like a file: /{other} FILE; a session has a plain name");
+    }
+    Ok(name)
 }
 
 fn number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T> {

@@ -128,7 +128,7 @@ fn config(eval: &EvalArgs, plan: &Plan) -> EvalConfig {
     EvalConfig { ctx: eval.ctx, chunks: eval.chunks, stride: eval.stride, threads: plan.threads }
 }
 
-fn read_text(path: &Path) -> Result<String> {
+pub(super) fn read_text(path: &Path) -> Result<String> {
     let name = path.display().to_string();
     let reading = || format!("reading the text from {name}");
     let mut bytes = Vec::new();
@@ -149,18 +149,18 @@ fn read_text(path: &Path) -> Result<String> {
 }
 
 /// A bar for each stage, and the interrupt flag.
-struct Progress {
+pub(super) struct Progress {
     flag: Arc<AtomicBool>,
     loading: LateBar,
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
-    fn new(flag: Arc<AtomicBool>) -> Self {
+    pub fn new(flag: Arc<AtomicBool>) -> Self {
         Self { flag, loading: LateBar::new("loading", Unit::Bytes), bar: None }
     }
 
-    fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.loading.clear();
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();

@@ -41,6 +41,9 @@ fn describe(args: &SynthArgs) -> Result<Synth, SynthError> {
     if let Some(seed) = args.seed {
         synth = synth.with_seed(seed);
     }
+    if let Some(gain) = args.qk_gain {
+        synth = synth.with_qk_gain(gain)?;
+    }
     Ok(synth)
 }
 

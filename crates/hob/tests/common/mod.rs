@@ -41,9 +41,17 @@ impl From<Output> for Ran {
 pub fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hob"));
     command.args(args);
-    for name in
-        ["HOB_MODEL", "HOB_ISA", "HOB_API_KEY", "HF_HOME", "HF_HUB_CACHE", "OLLAMA_MODELS", "XDG_DATA_HOME"]
-    {
+    for name in [
+        "HOB_MODEL",
+        "HOB_ISA",
+        "HOB_API_KEY",
+        "HOB_CACHE_DIR",
+        "HOB_CACHE_DISK",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "OLLAMA_MODELS",
+        "XDG_DATA_HOME",
+    ] {
         command.env_remove(name);
     }
     command.env("HOB_HOME", home).env("HOME", home).env("HF_HUB_OFFLINE", "1").env("NO_COLOR", "1");

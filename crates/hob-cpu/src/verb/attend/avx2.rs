@@ -14,42 +14,42 @@ use crate::verb::lanes;
 
 pub(in crate::verb::attend) struct Avx2;
 
-/// Calls `$f::<FETCH, rows, vectors>`.
+/// Calls `$f::<BF16, FETCH, rows, vectors>`.
 macro_rules! tiles {
-    ($f:ident, $fetch:expr, $rows:expr, $vectors:expr, $args:expr) => {
+    ($f:ident, $bf16:literal, $fetch:expr, $rows:expr, $vectors:expr, $args:expr) => {
         match ($fetch, $rows, $vectors) {
-            (true, 1, 8) => $f::<true, 1, 8>($args),
-            (true, 1, 4) => $f::<true, 1, 4>($args),
-            (true, 1, 2) => $f::<true, 1, 2>($args),
-            (true, 1, 1) => $f::<true, 1, 1>($args),
-            (true, 2, 4) => $f::<true, 2, 4>($args),
-            (true, 2, 2) => $f::<true, 2, 2>($args),
-            (true, 2, 1) => $f::<true, 2, 1>($args),
-            (true, 3, 4) => $f::<true, 3, 4>($args),
-            (true, 3, 2) => $f::<true, 3, 2>($args),
-            (true, 3, 1) => $f::<true, 3, 1>($args),
-            (true, 4, 2) => $f::<true, 4, 2>($args),
-            (true, 4, 1) => $f::<true, 4, 1>($args),
-            (true, 5, 2) => $f::<true, 5, 2>($args),
-            (true, 5, 1) => $f::<true, 5, 1>($args),
-            (true, 6, 2) => $f::<true, 6, 2>($args),
-            (true, 6, 1) => $f::<true, 6, 1>($args),
-            (false, 1, 8) => $f::<false, 1, 8>($args),
-            (false, 1, 4) => $f::<false, 1, 4>($args),
-            (false, 1, 2) => $f::<false, 1, 2>($args),
-            (false, 1, 1) => $f::<false, 1, 1>($args),
-            (false, 2, 4) => $f::<false, 2, 4>($args),
-            (false, 2, 2) => $f::<false, 2, 2>($args),
-            (false, 2, 1) => $f::<false, 2, 1>($args),
-            (false, 3, 4) => $f::<false, 3, 4>($args),
-            (false, 3, 2) => $f::<false, 3, 2>($args),
-            (false, 3, 1) => $f::<false, 3, 1>($args),
-            (false, 4, 2) => $f::<false, 4, 2>($args),
-            (false, 4, 1) => $f::<false, 4, 1>($args),
-            (false, 5, 2) => $f::<false, 5, 2>($args),
-            (false, 5, 1) => $f::<false, 5, 1>($args),
-            (false, 6, 2) => $f::<false, 6, 2>($args),
-            (false, 6, 1) => $f::<false, 6, 1>($args),
+            (true, 1, 8) => $f::<$bf16, true, 1, 8>($args),
+            (true, 1, 4) => $f::<$bf16, true, 1, 4>($args),
+            (true, 1, 2) => $f::<$bf16, true, 1, 2>($args),
+            (true, 1, 1) => $f::<$bf16, true, 1, 1>($args),
+            (true, 2, 4) => $f::<$bf16, true, 2, 4>($args),
+            (true, 2, 2) => $f::<$bf16, true, 2, 2>($args),
+            (true, 2, 1) => $f::<$bf16, true, 2, 1>($args),
+            (true, 3, 4) => $f::<$bf16, true, 3, 4>($args),
+            (true, 3, 2) => $f::<$bf16, true, 3, 2>($args),
+            (true, 3, 1) => $f::<$bf16, true, 3, 1>($args),
+            (true, 4, 2) => $f::<$bf16, true, 4, 2>($args),
+            (true, 4, 1) => $f::<$bf16, true, 4, 1>($args),
+            (true, 5, 2) => $f::<$bf16, true, 5, 2>($args),
+            (true, 5, 1) => $f::<$bf16, true, 5, 1>($args),
+            (true, 6, 2) => $f::<$bf16, true, 6, 2>($args),
+            (true, 6, 1) => $f::<$bf16, true, 6, 1>($args),
+            (false, 1, 8) => $f::<$bf16, false, 1, 8>($args),
+            (false, 1, 4) => $f::<$bf16, false, 1, 4>($args),
+            (false, 1, 2) => $f::<$bf16, false, 1, 2>($args),
+            (false, 1, 1) => $f::<$bf16, false, 1, 1>($args),
+            (false, 2, 4) => $f::<$bf16, false, 2, 4>($args),
+            (false, 2, 2) => $f::<$bf16, false, 2, 2>($args),
+            (false, 2, 1) => $f::<$bf16, false, 2, 1>($args),
+            (false, 3, 4) => $f::<$bf16, false, 3, 4>($args),
+            (false, 3, 2) => $f::<$bf16, false, 3, 2>($args),
+            (false, 3, 1) => $f::<$bf16, false, 3, 1>($args),
+            (false, 4, 2) => $f::<$bf16, false, 4, 2>($args),
+            (false, 4, 1) => $f::<$bf16, false, 4, 1>($args),
+            (false, 5, 2) => $f::<$bf16, false, 5, 2>($args),
+            (false, 5, 1) => $f::<$bf16, false, 5, 1>($args),
+            (false, 6, 2) => $f::<$bf16, false, 6, 2>($args),
+            (false, 6, 1) => $f::<$bf16, false, 6, 1>($args),
             (_, rows, vectors) => unreachable!("no tile of {rows} rows and {vectors} vectors"),
         }
     };
@@ -69,12 +69,24 @@ impl Kernels for Avx2 {
 
     unsafe fn scores(rows: usize, vectors: usize, args: &ScoreArgs) {
         // SAFETY: the caller's word.
-        unsafe { tiles!(scores, args.k.ahead.is_some(), rows, vectors, args) }
+        unsafe {
+            if args.k.bf16 {
+                tiles!(scores, true, args.k.ahead.is_some(), rows, vectors, args)
+            } else {
+                tiles!(scores, false, args.k.ahead.is_some(), rows, vectors, args)
+            }
+        }
     }
 
     unsafe fn weigh(rows: usize, vectors: usize, args: &WeighArgs) {
         // SAFETY: the caller's word.
-        unsafe { tiles!(weigh, args.v.ahead.is_some(), rows, vectors, args) }
+        unsafe {
+            if args.v.bf16 {
+                tiles!(weigh, true, args.v.ahead.is_some(), rows, vectors, args)
+            } else {
+                tiles!(weigh, false, args.v.ahead.is_some(), rows, vectors, args)
+            }
+        }
     }
 
     unsafe fn cap(scores: &mut [f32], cap: f32) {
@@ -88,19 +100,24 @@ impl Kernels for Avx2 {
     }
 }
 
-/// `P` vectors of f16 values, widened.
+/// `P` vectors of f16 or bf16 values, widened.
 ///
 /// # Safety
 /// Needs AVX2, FMA, F16C; `8 * P` values at `ptr`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn load<const P: usize>(ptr: *const u16) -> [__m256; P] {
+unsafe fn load<const BF16: bool, const P: usize>(ptr: *const u16) -> [__m256; P] {
     let mut v = [_mm256_setzero_ps(); P];
     for j in 0..P {
         // SAFETY: the caller vouches for P vectors.
         v[j] = unsafe {
             let ptr = ptr.add(8 * j);
-            _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast()))
+            let x = _mm_loadu_si128(ptr.cast());
+            if BF16 {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
+            } else {
+                _mm256_cvtph_ps(x)
+            }
         };
     }
     v
@@ -204,7 +221,7 @@ unsafe fn pair<const ROW: usize, const NEXT: usize, const R: usize, const P: usi
 /// # Safety
 /// Needs AVX2, FMA, F16C; operands as in [`ScoreArgs`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &ScoreArgs) {
+unsafe fn scores<const BF16: bool, const FETCH: bool, const R: usize, const P: usize>(args: &ScoreArgs) {
     // SAFETY: `dims` rows of K and Q, and R rows of output, for every tile.
     unsafe {
         let mut ahead = args.k.ahead.unwrap_or(Ahead::NONE);
@@ -212,7 +229,7 @@ unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &Score
         for tile in 0..args.tiles {
             let mut acc = [[_mm256_setzero_ps(); P]; R];
             let mut d = 0;
-            while R == 3 && P == 4 && d + 2 <= args.dims {
+            while !BF16 && R == 3 && P == 4 && d + 2 <= args.dims {
                 let k = args.k.ptr.add(tile * 8 * P + d * args.k.step);
                 if FETCH {
                     fetch::<P>(&mut ahead);
@@ -226,7 +243,7 @@ unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &Score
                 if FETCH {
                     fetch::<P>(&mut ahead);
                 }
-                let k = load::<P>(at);
+                let k = load::<BF16, P>(at);
                 for r in 0..R {
                     let x = _mm256_broadcast_ss(&*args.q.add(d * R + r));
                     for j in 0..P {
@@ -249,7 +266,7 @@ unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &Score
 /// # Safety
 /// Needs AVX2, FMA, F16C; operands as in [`WeighArgs`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighArgs) {
+unsafe fn weigh<const BF16: bool, const FETCH: bool, const R: usize, const P: usize>(args: &WeighArgs) {
     // SAFETY: `positions` rows of V and weights, and R rows of `acc`, for every tile.
     unsafe {
         let mut ahead = args.v.ahead.unwrap_or(Ahead::NONE);
@@ -262,7 +279,7 @@ unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighA
                 }
             }
             let mut i = 0;
-            while R == 3 && P == 4 && i + 2 <= args.positions {
+            while !BF16 && R == 3 && P == 4 && i + 2 <= args.positions {
                 let v = args.v.ptr.add(tile * 8 * P + i * args.v.step);
                 if FETCH {
                     fetch::<P>(&mut ahead);
@@ -276,7 +293,7 @@ unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighA
                 if FETCH {
                     fetch::<P>(&mut ahead);
                 }
-                let v = load::<P>(at);
+                let v = load::<BF16, P>(at);
                 for r in 0..R {
                     let p = _mm256_broadcast_ss(&*args.p.add(r * PAGE_POSITIONS + i));
                     for j in 0..P {

@@ -13,46 +13,46 @@ use crate::verb::lanes;
 
 pub(in crate::verb::attend) struct Avx512;
 
-/// Calls `$f::<FETCH, rows, vectors>`.
+/// Calls `$f::<BF16, FETCH, rows, vectors>`.
 macro_rules! tiles {
-    ($f:ident, $fetch:expr, $rows:expr, $vectors:expr, $args:expr) => {
+    ($f:ident, $bf16:literal, $fetch:expr, $rows:expr, $vectors:expr, $args:expr) => {
         match ($fetch, $rows, $vectors) {
-            (true, 1, 4) => $f::<true, 1, 4>($args),
-            (true, 1, 2) => $f::<true, 1, 2>($args),
-            (true, 1, 1) => $f::<true, 1, 1>($args),
-            (true, 2, 4) => $f::<true, 2, 4>($args),
-            (true, 2, 2) => $f::<true, 2, 2>($args),
-            (true, 2, 1) => $f::<true, 2, 1>($args),
-            (true, 3, 4) => $f::<true, 3, 4>($args),
-            (true, 3, 2) => $f::<true, 3, 2>($args),
-            (true, 3, 1) => $f::<true, 3, 1>($args),
-            (true, 4, 4) => $f::<true, 4, 4>($args),
-            (true, 4, 2) => $f::<true, 4, 2>($args),
-            (true, 4, 1) => $f::<true, 4, 1>($args),
-            (true, 5, 4) => $f::<true, 5, 4>($args),
-            (true, 5, 2) => $f::<true, 5, 2>($args),
-            (true, 5, 1) => $f::<true, 5, 1>($args),
-            (true, 6, 4) => $f::<true, 6, 4>($args),
-            (true, 6, 2) => $f::<true, 6, 2>($args),
-            (true, 6, 1) => $f::<true, 6, 1>($args),
-            (false, 1, 4) => $f::<false, 1, 4>($args),
-            (false, 1, 2) => $f::<false, 1, 2>($args),
-            (false, 1, 1) => $f::<false, 1, 1>($args),
-            (false, 2, 4) => $f::<false, 2, 4>($args),
-            (false, 2, 2) => $f::<false, 2, 2>($args),
-            (false, 2, 1) => $f::<false, 2, 1>($args),
-            (false, 3, 4) => $f::<false, 3, 4>($args),
-            (false, 3, 2) => $f::<false, 3, 2>($args),
-            (false, 3, 1) => $f::<false, 3, 1>($args),
-            (false, 4, 4) => $f::<false, 4, 4>($args),
-            (false, 4, 2) => $f::<false, 4, 2>($args),
-            (false, 4, 1) => $f::<false, 4, 1>($args),
-            (false, 5, 4) => $f::<false, 5, 4>($args),
-            (false, 5, 2) => $f::<false, 5, 2>($args),
-            (false, 5, 1) => $f::<false, 5, 1>($args),
-            (false, 6, 4) => $f::<false, 6, 4>($args),
-            (false, 6, 2) => $f::<false, 6, 2>($args),
-            (false, 6, 1) => $f::<false, 6, 1>($args),
+            (true, 1, 4) => $f::<$bf16, true, 1, 4>($args),
+            (true, 1, 2) => $f::<$bf16, true, 1, 2>($args),
+            (true, 1, 1) => $f::<$bf16, true, 1, 1>($args),
+            (true, 2, 4) => $f::<$bf16, true, 2, 4>($args),
+            (true, 2, 2) => $f::<$bf16, true, 2, 2>($args),
+            (true, 2, 1) => $f::<$bf16, true, 2, 1>($args),
+            (true, 3, 4) => $f::<$bf16, true, 3, 4>($args),
+            (true, 3, 2) => $f::<$bf16, true, 3, 2>($args),
+            (true, 3, 1) => $f::<$bf16, true, 3, 1>($args),
+            (true, 4, 4) => $f::<$bf16, true, 4, 4>($args),
+            (true, 4, 2) => $f::<$bf16, true, 4, 2>($args),
+            (true, 4, 1) => $f::<$bf16, true, 4, 1>($args),
+            (true, 5, 4) => $f::<$bf16, true, 5, 4>($args),
+            (true, 5, 2) => $f::<$bf16, true, 5, 2>($args),
+            (true, 5, 1) => $f::<$bf16, true, 5, 1>($args),
+            (true, 6, 4) => $f::<$bf16, true, 6, 4>($args),
+            (true, 6, 2) => $f::<$bf16, true, 6, 2>($args),
+            (true, 6, 1) => $f::<$bf16, true, 6, 1>($args),
+            (false, 1, 4) => $f::<$bf16, false, 1, 4>($args),
+            (false, 1, 2) => $f::<$bf16, false, 1, 2>($args),
+            (false, 1, 1) => $f::<$bf16, false, 1, 1>($args),
+            (false, 2, 4) => $f::<$bf16, false, 2, 4>($args),
+            (false, 2, 2) => $f::<$bf16, false, 2, 2>($args),
+            (false, 2, 1) => $f::<$bf16, false, 2, 1>($args),
+            (false, 3, 4) => $f::<$bf16, false, 3, 4>($args),
+            (false, 3, 2) => $f::<$bf16, false, 3, 2>($args),
+            (false, 3, 1) => $f::<$bf16, false, 3, 1>($args),
+            (false, 4, 4) => $f::<$bf16, false, 4, 4>($args),
+            (false, 4, 2) => $f::<$bf16, false, 4, 2>($args),
+            (false, 4, 1) => $f::<$bf16, false, 4, 1>($args),
+            (false, 5, 4) => $f::<$bf16, false, 5, 4>($args),
+            (false, 5, 2) => $f::<$bf16, false, 5, 2>($args),
+            (false, 5, 1) => $f::<$bf16, false, 5, 1>($args),
+            (false, 6, 4) => $f::<$bf16, false, 6, 4>($args),
+            (false, 6, 2) => $f::<$bf16, false, 6, 2>($args),
+            (false, 6, 1) => $f::<$bf16, false, 6, 1>($args),
             (_, rows, vectors) => unreachable!("no tile of {rows} rows and {vectors} vectors"),
         }
     };
@@ -68,12 +68,24 @@ impl Kernels for Avx512 {
 
     unsafe fn scores(rows: usize, vectors: usize, args: &ScoreArgs) {
         // SAFETY: the caller's word.
-        unsafe { tiles!(scores, args.k.ahead.is_some(), rows, vectors, args) }
+        unsafe {
+            if args.k.bf16 {
+                tiles!(scores, true, args.k.ahead.is_some(), rows, vectors, args)
+            } else {
+                tiles!(scores, false, args.k.ahead.is_some(), rows, vectors, args)
+            }
+        }
     }
 
     unsafe fn weigh(rows: usize, vectors: usize, args: &WeighArgs) {
         // SAFETY: the caller's word.
-        unsafe { tiles!(weigh, args.v.ahead.is_some(), rows, vectors, args) }
+        unsafe {
+            if args.v.bf16 {
+                tiles!(weigh, true, args.v.ahead.is_some(), rows, vectors, args)
+            } else {
+                tiles!(weigh, false, args.v.ahead.is_some(), rows, vectors, args)
+            }
+        }
     }
 
     unsafe fn cap(scores: &mut [f32], cap: f32) {
@@ -87,19 +99,24 @@ impl Kernels for Avx512 {
     }
 }
 
-/// `P` vectors of f16 values, widened.
+/// `P` vectors of f16 or bf16 values, widened.
 ///
 /// # Safety
 /// Needs AVX-512; `16 * P` values at `ptr`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn load<const P: usize>(ptr: *const u16) -> [__m512; P] {
+unsafe fn load<const BF16: bool, const P: usize>(ptr: *const u16) -> [__m512; P] {
     let mut v = [_mm512_setzero_ps(); P];
     for j in 0..P {
         // SAFETY: the caller vouches for P vectors.
         v[j] = unsafe {
             let ptr = ptr.add(16 * j);
-            _mm512_cvtph_ps(_mm256_loadu_si256(ptr.cast()))
+            let x = _mm256_loadu_si256(ptr.cast());
+            if BF16 {
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+            } else {
+                _mm512_cvtph_ps(x)
+            }
         };
     }
     v
@@ -121,7 +138,7 @@ fn fetch<const P: usize>(ahead: &mut Ahead) {
 /// # Safety
 /// Needs AVX-512; operands as in [`ScoreArgs`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &ScoreArgs) {
+unsafe fn scores<const BF16: bool, const FETCH: bool, const R: usize, const P: usize>(args: &ScoreArgs) {
     // SAFETY: `dims` rows of K and Q, and R rows of output, for every tile.
     unsafe {
         let mut ahead = args.k.ahead.unwrap_or(Ahead::NONE);
@@ -133,7 +150,7 @@ unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &Score
                 if FETCH {
                     fetch::<P>(&mut ahead);
                 }
-                let k = load::<P>(at);
+                let k = load::<BF16, P>(at);
                 for r in 0..R {
                     let x = _mm512_set1_ps(*args.q.add(d * R + r));
                     for j in 0..P {
@@ -156,7 +173,7 @@ unsafe fn scores<const FETCH: bool, const R: usize, const P: usize>(args: &Score
 /// # Safety
 /// Needs AVX-512; operands as in [`WeighArgs`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighArgs) {
+unsafe fn weigh<const BF16: bool, const FETCH: bool, const R: usize, const P: usize>(args: &WeighArgs) {
     // SAFETY: `positions` rows of V and weights, and R rows of `acc`, for every tile.
     unsafe {
         let mut ahead = args.v.ahead.unwrap_or(Ahead::NONE);
@@ -173,7 +190,7 @@ unsafe fn weigh<const FETCH: bool, const R: usize, const P: usize>(args: &WeighA
                 if FETCH {
                     fetch::<P>(&mut ahead);
                 }
-                let v = load::<P>(at);
+                let v = load::<BF16, P>(at);
                 for r in 0..R {
                     let p = _mm512_set1_ps(*args.p.add(r * PAGE_POSITIONS + i));
                     for j in 0..P {

@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod packed;
 mod portable;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -18,25 +19,26 @@ use std::ops::Range;
 use hob_compute::reference::attention::Scoring;
 use hob_compute::{Page, PageSpec, Result, SeqRows};
 
-use super::{Parts, each_unit};
+use super::{Parts, each_unit, kv};
 use crate::arena::HugeVec;
 use crate::isa::Isa;
 use crate::pool::{Pool, Shares};
-use tile::{Form, Memory, Tile, View};
+use tile::{Asked, Form, Lay, Memory, Tile, View};
 
 /// One `attend` verb on plain slices; shapes as in [`hob_compute::Attend`], already checked.
 pub struct Job<'a> {
     pub q: &'a [f32],
     pub out: &'a mut [f32],
     pub heads: usize,
+    /// Of the pages, without [`PageSpec::first`].
     pub spec: PageSpec,
     pub scoring: Scoring,
     pub window: Option<usize>,
     /// A logit of every query head.
     pub sinks: Option<&'a [f32]>,
     pub seqs: &'a [SeqRows<'a>],
-    /// The values of a page.
-    pub page: &'a (dyn Fn(Page) -> &'a [u16] + Sync),
+    /// The bytes of a page.
+    pub page: &'a (dyn Fn(Page) -> &'a [u8] + Sync),
 }
 
 /// Working memory, kept between calls.
@@ -79,12 +81,15 @@ pub fn attend(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<
         out: Parts::new(out),
         group: heads / spec.kv_heads,
         spec,
+        lays: [0, 1].map(|index| Lay::new(spec.of_page(index))),
         scoring,
         window,
         sinks,
         seqs,
         page,
+        isa,
         form: Form::choose(isa, spec.head_dim),
+        packed: packed::Kernels::choose(isa),
         threads: pool.threads(),
     };
     let units: usize = seqs.iter().map(|s| plan.units(s)).sum();
@@ -125,12 +130,16 @@ struct Plan<'a> {
     /// Query heads per KV head.
     group: usize,
     spec: PageSpec,
+    /// Of a sequence's first page, and of the others.
+    lays: [Lay; 2],
     scoring: Scoring,
     window: Option<usize>,
     sinks: Option<&'a [f32]>,
     seqs: &'a [SeqRows<'a>],
-    page: &'a (dyn Fn(Page) -> &'a [u16] + Sync),
+    page: &'a (dyn Fn(Page) -> &'a [u8] + Sync),
+    isa: Isa,
     form: Form,
+    packed: &'static packed::Kernels,
     threads: usize,
 }
 
@@ -194,19 +203,27 @@ impl<'a> Plan<'a> {
         (row * heads + unit.kv_head * self.group + t % self.group) * self.spec.head_dim
     }
 
-    fn pack(&self, unit: &Unit, to: &mut [f32]) {
-        unit.tile.pack(|t| &self.q[self.head_at(unit, t)..][..self.spec.head_dim], to);
+    fn ask(&self, unit: &Unit, memory: &mut Memory) {
+        let row = |t| &self.q[self.head_at(unit, t)..][..self.spec.head_dim];
+        unit.tile.ask(self.isa, self.packed, &self.spec, row, memory);
     }
 
-    /// The KV head's values of page `index` of a unit.
-    fn values(&self, unit: &Unit, index: usize) -> &'a [u16] {
-        let values = self.spec.head_values();
-        &(self.page)(unit.seq.pages[index])[unit.kv_head * values..][..values]
+    /// The KV head's bytes of page `index` of a unit.
+    fn bytes(&self, unit: &Unit, index: usize) -> &'a [u8] {
+        let bytes = self.lays[index.min(1)].bytes;
+        &(self.page)(unit.seq.pages[index])[unit.kv_head * bytes..][..bytes]
     }
 
     /// Page `index` of a unit; this thread reads `next` after it.
-    fn view(&self, unit: &Unit, index: usize, next: Option<&'a [u16]>) -> View<'a> {
-        View { kv: self.values(unit, index), next, page: index, scoring: self.scoring }
+    fn view<'v>(&'v self, unit: &Unit, index: usize, next: Option<&'v [u8]>) -> View<'v> {
+        View {
+            kv: self.bytes(unit, index),
+            next: next.unwrap_or_default(),
+            lay: &self.lays[index.min(1)],
+            page: index,
+            scoring: self.scoring,
+            packed: self.packed,
+        }
     }
 
     fn store(&self, unit: &Unit, state: &[f32]) {
@@ -216,17 +233,23 @@ impl<'a> Plan<'a> {
             // SAFETY: every unit has its own rows and heads.
             let out = unsafe { self.out.part(at..at + self.spec.head_dim) };
             unit.tile.finish(self.form, state, t, sink, out);
+            if self.spec.v.is_rotated() {
+                kv::hadamard(self.isa, out);
+            }
         }
     }
 
     /// All pages of a unit, one after the other.
     fn whole(&self, unit: usize, memory: &mut [f32]) {
         let Some(unit) = self.unit(unit) else { return };
-        let Memory { q, scores, part, state } = Memory::split(memory, &unit.tile);
-        self.pack(&unit, q);
+        let mut memory = Memory::split(memory, &unit.tile);
+        self.ask(&unit, &mut memory);
+        let Memory { q, queries, scores, part, state } = memory;
+        let cuts = unit.tile.cuts(self.form);
+        let q = Asked { floats: q, packed: &queries, cuts: &cuts };
         let pages = unit.tile.pages();
         for index in pages.clone() {
-            let next = (index + 1 < pages.end).then(|| self.values(&unit, index + 1));
+            let next = (index + 1 < pages.end).then(|| self.bytes(&unit, index + 1));
             let view = self.view(&unit, index, next);
             if index == pages.start {
                 unit.tile.page(self.form, q, &view, scores, state);
@@ -306,14 +329,23 @@ impl Apart {
         own: &mut [f32],
         memory: Parts<f32>,
     ) {
+        // What a thread is asked stays the same while its pages are of one unit.
+        let (mut asked, mut cuts) = (None, None);
         for task in tasks.clone() {
             let Some((unit, index)) = self.task(plan, window, task) else { continue };
             let next = (task + 1 < tasks.end).then(|| self.task(plan, window, task + 1)).flatten();
-            let view = plan.view(&unit, index, next.map(|(unit, index)| plan.values(&unit, index)));
+            let view = plan.view(&unit, index, next.map(|(unit, index)| plan.bytes(&unit, index)));
             // SAFETY: every task has its own slot.
             let part = unsafe { memory.part(self.slot(task)) };
-            let Memory { q, scores, .. } = Memory::split(own, &unit.tile);
-            plan.pack(&unit, q);
+            let mut memory = Memory::split(own, &unit.tile);
+            if asked != Some(task / window.len()) {
+                plan.ask(&unit, &mut memory);
+                asked = Some(task / window.len());
+                cuts = Some(unit.tile.cuts(plan.form));
+            }
+            let Some(cuts) = &cuts else { continue };
+            let Memory { q, queries, scores, .. } = memory;
+            let q = Asked { floats: q, packed: &queries, cuts };
             unit.tile.page(plan.form, q, &view, scores, part);
         }
     }

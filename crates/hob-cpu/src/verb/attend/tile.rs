@@ -3,10 +3,14 @@
 use std::ops::Range;
 
 use hob_compute::reference::attention::{Scoring, seen, sink_score};
-use hob_compute::{PAGE_POSITIONS, math};
+use hob_compute::{BLOCK_POSITIONS, PAGE_POSITIONS, PageSpec, math};
 
+use super::packed::{self, Queries, QueryRows};
 use super::portable;
+#[cfg(target_arch = "x86_64")]
+use super::vector::{self, Cuts};
 use crate::isa::Isa;
+use crate::verb::kv;
 
 /// Which kernels compute a tile.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -26,11 +30,15 @@ impl Form {
     }
 }
 
+/// Plain loops cut nothing.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) struct Cuts;
+
 /// Most rows of a register tile.
 const ROWS: usize = 6;
 
 /// Query rows ordered by batch row, then head. Row `t` belongs to batch row `t / group` of the tile.
-#[derive(Copy, Clone)]
+#[derive(Copy, Clone, Debug)]
 pub(super) struct Tile {
     pub rows: usize,
     /// Query heads per KV head.
@@ -42,21 +50,67 @@ pub(super) struct Tile {
     pub head_dim: usize,
 }
 
+/// Where the parts of a KV head lie in a page, worked out once: every block asks for them several times.
+pub(super) struct Lay {
+    /// The page's own spec.
+    pub spec: PageSpec,
+    /// Bytes of a KV head.
+    pub bytes: usize,
+    /// K and V of every block.
+    parts: [[Range<usize>; 2]; PAGE_POSITIONS / BLOCK_POSITIONS],
+}
+
+impl Lay {
+    pub fn new(spec: PageSpec) -> Lay {
+        Lay { spec, bytes: spec.head_bytes(), parts: std::array::from_fn(|block| spec.parts(0, block)) }
+    }
+}
+
 /// One KV head of one page.
 pub(super) struct View<'a> {
-    pub kv: &'a [u16],
-    /// The same of the page that will be read next, if any; only vector kernels ask for it ahead.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub next: Option<&'a [u16]>,
+    pub kv: &'a [u8],
+    /// The same of the page that will be read next, or nothing.
+    pub next: &'a [u8],
+    pub lay: &'a Lay,
     /// Index of the page in its sequence.
     pub page: usize,
     pub scoring: Scoring,
+    pub packed: &'static packed::Kernels,
+}
+
+impl<'a> View<'a> {
+    /// K part of a block.
+    pub fn k(&self, block: usize) -> &'a [u8] {
+        &self.kv[self.lay.parts[block][0].clone()]
+    }
+
+    /// V part of a block.
+    pub fn v(&self, block: usize) -> &'a [u8] {
+        &self.kv[self.lay.parts[block][1].clone()]
+    }
+
+    /// What is read after the V part of the last block: K of the next page, as far as it is like this one.
+    pub fn after(&self) -> &'a [u8] {
+        &self.next[..self.next.len().min(self.lay.parts[1][0].len())]
+    }
+}
+
+/// The queries of a tile, in the forms that K's formats want.
+#[derive(Copy, Clone)]
+pub(super) struct Asked<'a> {
+    /// Packed for the float kernels, [`Tile::pack`].
+    pub floats: &'a [f32],
+    /// Empty where K is not packed.
+    pub packed: &'a Queries<'a>,
+    pub cuts: &'a Cuts,
 }
 
 /// A thread's memory, cut for a tile.
 pub(super) struct Memory<'a> {
     /// Packed queries.
     pub q: &'a mut [f32],
+    /// The same quantized.
+    pub queries: Queries<'a>,
     /// `[rows, 256]`
     pub scores: &'a mut [f32],
     /// Result of one page: maxima, sums, weighted V.
@@ -67,7 +121,9 @@ pub(super) struct Memory<'a> {
 
 impl<'a> Memory<'a> {
     pub fn floats(rows: usize, head_dim: usize) -> usize {
-        rows * (head_dim + PAGE_POSITIONS) + 2 * Self::part_floats(rows, head_dim)
+        rows * (head_dim + PAGE_POSITIONS)
+            + Queries::floats(rows, head_dim)
+            + 2 * Self::part_floats(rows, head_dim)
     }
 
     /// A partial result: maxima, sums, then `[rows, head_dim]`.
@@ -79,9 +135,10 @@ impl<'a> Memory<'a> {
         let part = Self::part_floats(tile.rows, tile.head_dim);
         let (scores, rest) = memory.split_at_mut(tile.rows * PAGE_POSITIONS);
         let (q, rest) = rest.split_at_mut(tile.rows * tile.head_dim);
+        let (queries, rest) = rest.split_at_mut(Queries::floats(tile.rows, tile.head_dim));
         let (part, rest) = rest.split_at_mut(part);
         let state = &mut rest[..part.len()];
-        Memory { q, scores, part, state }
+        Memory { q, queries: Queries::new(queries, tile.rows, tile.head_dim), scores, part, state }
     }
 }
 
@@ -115,7 +172,22 @@ impl Tile {
 
     /// Rows of a chunk.
     pub fn chunk_rows(&self) -> usize {
-        self.rows.div_ceil(self.rows.div_ceil(ROWS))
+        even(self.rows, ROWS)
+    }
+
+    /// How kernels of a form cut K and V.
+    pub fn cuts(&self, form: Form) -> Cuts {
+        #[cfg(target_arch = "x86_64")]
+        if form == Form::Avx512 {
+            return Cuts::new::<vector::Avx512>(self);
+        }
+        #[cfg(target_arch = "x86_64")]
+        return Cuts::new::<vector::Avx2>(self);
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = form;
+            Cuts
+        }
     }
 
     /// The rows in chunks `(first, rows)`: as few as registers allow, of equal size but for the last.
@@ -123,7 +195,41 @@ impl Tile {
         chunks(self.rows, self.chunk_rows())
     }
 
-    /// Packs queries so that the kernels read them in order: for every chunk `[head_dim, rows of the chunk]`.
+    /// Rows of a chunk of the packed kernels.
+    pub fn packed_rows(&self, kernels: &packed::Kernels) -> usize {
+        even(self.rows, kernels.rows)
+    }
+
+    /// Brings the queries into the forms that K of `spec` wants. Uses `state` for a while.
+    pub fn ask<'q>(
+        &self,
+        isa: Isa,
+        kernels: &packed::Kernels,
+        spec: &PageSpec,
+        row: impl Fn(usize) -> &'q [f32],
+        memory: &mut Memory,
+    ) {
+        if !spec.k.is_packed() {
+            return self.pack(row, memory.q);
+        }
+        let dim = self.head_dim;
+        for (t, plain) in memory.state[..self.rows * dim].chunks_exact_mut(dim).enumerate() {
+            plain.copy_from_slice(row(t));
+            if spec.k.is_rotated() {
+                kv::hadamard(isa, plain);
+            }
+        }
+        let plain = &memory.state[..self.rows * dim];
+        if self.first_page(0) == 0 {
+            self.pack(|t| &plain[t * dim..][..dim], memory.q);
+        }
+        let step = self.packed_rows(kernels);
+        let from = QueryRows { q: plain, rows: self.rows, head_dim: dim, step, format: spec.k };
+        // SAFETY: the kernels were chosen for an ISA that this CPU has.
+        unsafe { (kernels.quantize)(&mut memory.queries, from) };
+    }
+
+    /// Packs queries so that the float kernels read them in order: for every chunk `[head_dim, rows of the chunk]`.
     pub fn pack<'q>(&self, row: impl Fn(usize) -> &'q [f32], to: &mut [f32]) {
         for (first, rows) in self.chunks() {
             let to = &mut to[first * self.head_dim..];
@@ -142,11 +248,10 @@ impl Tile {
     }
 
     /// Computes one page into `part`. Rows that see nothing of it are left undefined.
-    pub fn page(&self, form: Form, q: &[f32], view: &View, scores: &mut [f32], part: &mut [f32]) {
+    pub fn page(&self, form: Form, q: Asked, view: &View, scores: &mut [f32], part: &mut [f32]) {
         let part = self.partial(part);
         #[cfg(target_arch = "x86_64")]
         {
-            use super::vector;
             // SAFETY: the form was chosen for the detected ISA and a fitting head_dim.
             unsafe {
                 match form {
@@ -182,6 +287,88 @@ impl Tile {
         }
     }
 
+    /// Scores of a block whose K part is packed, for all rows.
+    pub fn score_packed(&self, q: &Queries, view: &View, (block, next): (usize, &[u8]), scores: &mut [f32]) {
+        let format = view.lay.spec.k_format(block);
+        let (dim, step) = (self.head_dim, self.packed_rows(view.packed));
+        for (first, rows) in chunks(self.rows, step) {
+            if !self.any_sees(first, rows, view.page, block) {
+                continue;
+            }
+            let (words, scales, sums) = q.chunk(format, dim, first, rows);
+            let mut args = packed::ScoreArgs {
+                k: view.k(block),
+                head_dim: dim,
+                rows,
+                words,
+                scales,
+                sums,
+                factor: view.scoring.factor,
+                out: &mut scores[first * PAGE_POSITIONS + block * BLOCK_POSITIONS..],
+                ahead: self.share(next, first, rows),
+            };
+            // SAFETY: the kernels were chosen for an ISA that this CPU has.
+            unsafe { view.packed.scores(format, &mut args) };
+        }
+    }
+
+    /// Adds a block whose V part is packed, for all rows; their weights become 0 where they see nothing of it.
+    pub fn weigh_packed(
+        &self,
+        view: &View,
+        (block, next): (usize, &[u8]),
+        scores: &mut [f32],
+        acc: &mut [f32],
+    ) {
+        let (start, format) = (block * BLOCK_POSITIONS, view.lay.spec.v_format(block));
+        for (first, rows) in chunks(self.rows, self.packed_rows(view.packed)) {
+            if !self.any_sees(first, rows, view.page, block) {
+                continue;
+            }
+            // Not even asked for a page that all rows see: few rows wait for this.
+            let partly = if self.all_see(view.page) { 0..0 } else { first..first + rows };
+            for t in partly {
+                let seen = self.seen(t, view.page);
+                let p = &mut scores[t * PAGE_POSITIONS + start..][..BLOCK_POSITIONS];
+                p[..seen.start.saturating_sub(start).min(BLOCK_POSITIONS)].fill(0.0);
+                p[seen.end.saturating_sub(start).min(BLOCK_POSITIONS)..].fill(0.0);
+            }
+            let mut args = packed::WeighArgs {
+                v: view.v(block),
+                head_dim: self.head_dim,
+                rows,
+                p: &scores[first * PAGE_POSITIONS + start..],
+                acc: &mut acc[first * self.head_dim..][..rows * self.head_dim],
+                ahead: self.share(next, first, rows),
+            };
+            // SAFETY: the kernels were chosen for an ISA that this CPU has.
+            unsafe { view.packed.weigh(format, &mut args) };
+        }
+    }
+
+    /// Whether all rows see all of a page, unless a window makes that less obvious.
+    fn all_see(&self, page: usize) -> bool {
+        self.window.is_none() && self.position >= (page + 1) * PAGE_POSITIONS - 1
+    }
+
+    /// Whether any of some rows sees any position of a block.
+    fn any_sees(&self, first: usize, rows: usize, page: usize, block: usize) -> bool {
+        if self.all_see(page) {
+            return true;
+        }
+        let start = block * BLOCK_POSITIONS;
+        let most = self.seen(first, page).start..self.seen(first + rows - 1, page).end;
+        most.start < start + BLOCK_POSITIONS && most.end > start
+    }
+
+    /// The part of `next` that some rows ask for ahead.
+    fn share<'n>(&self, next: &'n [u8], first: usize, rows: usize) -> &'n [u8] {
+        if rows == self.rows {
+            return next;
+        }
+        &next[next.len() * first / self.rows..next.len() * (first + rows) / self.rows]
+    }
+
     /// `out = acc / sum` of query row `t`, after its head's sink joined.
     pub fn finish(&self, form: Form, state: &[f32], t: usize, sink: Option<f32>, out: &mut [f32]) {
         let (max, mut sum) = (state[t], state[self.rows + t]);
@@ -195,6 +382,11 @@ impl Tile {
         blend(form, std::slice::from_mut(&mut sum), a, &[1.0], exp2(form, score - m));
         out.iter_mut().zip(acc).for_each(|(o, x)| *o = x * a / sum);
     }
+}
+
+/// Rows of a chunk when `rows` rows are cut into as few as `most` allows, of equal size but for the last.
+fn even(rows: usize, most: usize) -> usize {
+    if rows <= most { rows } else { rows.div_ceil(rows.div_ceil(most)) }
 }
 
 /// `rows` rows in chunks `(first, rows)` of `step`; the last may be smaller. No division: kernels wait for this.

@@ -1,23 +1,31 @@
 //! The walk of the vector kernels over one page: scores of all blocks, softmax, weighted V of all blocks.
 //!
-//! It knows where blocks lie and which rows see which positions; the register tiles are the kernels' own, and so is
-//! what a value of K or V is (f16 today): converting costs the kernels almost nothing, so a block stays in the L1 cache
-//! as it is while all rows of the tile pass over it. A position that a row does not see never enters its sums: register
+//! It knows where blocks lie and which rows see which positions; the register tiles are the kernels' own. Blocks of f16
+//! and bf16 stay in the L1 cache as they are while all rows of the tile pass over them, since widening costs the kernels
+//! almost nothing; packed ones go to [`super::packed`], and each part of a block to the kernels of its format. A position that a row does not see never enters its sums: register
 //! tiles take the positions that all their rows see, and the few before and behind them are added row by row.
 
 use std::ops::Range;
 
 use hob_compute::{BLOCK_POSITIONS, PAGE_POSITIONS};
+use hob_quant::KvFormat;
 
 pub(super) use super::avx2::Avx2;
 pub(super) use super::avx512::Avx512;
-use super::tile::{Partial, Tile, View, chunks};
+use super::tile::{Asked, Partial, Tile, View, chunks};
 
-/// A block of f16 values: `[rows, step]`.
+/// Up to this many rows memory, not arithmetic, sets the pace.
+const FEW: usize = 16;
+/// Bytes of pages that wait in the L2 cache for their turn: there is no room for more, and smaller ones are better asked
+/// for part by part, into the L1 cache.
+const STREAM: Range<usize> = 36 << 10..192 << 10;
+
+/// A block of f16 values, or of bf16: `[rows, step]`.
 #[derive(Copy, Clone)]
 pub(super) struct Source {
     pub ptr: *const u16,
     pub step: usize,
+    pub bf16: bool,
     pub ahead: Option<Ahead>,
 }
 
@@ -38,8 +46,10 @@ impl Ahead {
 struct Fetch(Option<Ahead>);
 
 impl Fetch {
-    fn new(next: Option<&[u16]>, step: usize) -> Fetch {
-        Fetch(next.map(|next| Ahead { at: next.as_ptr().cast(), step }))
+    /// For a block that takes `rounds` rounds.
+    fn new(next: &[u8], rounds: usize) -> Fetch {
+        let ahead = Ahead { at: next.as_ptr().cast(), step: next.len().div_ceil(rounds) };
+        Fetch((!next.is_empty()).then_some(ahead))
     }
 
     /// The part of the next `rounds` rounds.
@@ -112,29 +122,18 @@ pub(super) trait Kernels {
 ///
 /// # Safety
 /// Needs the ISA of `K` and a `head_dim` that is a multiple of its lanes.
-pub(super) unsafe fn page<K: Kernels>(
-    tile: &Tile,
-    q: &[f32],
-    view: &View,
-    scores: &mut [f32],
-    part: Partial,
-) {
+pub(super) unsafe fn page<K: Kernels>(tile: &Tile, q: Asked, view: &View, scores: &mut [f32], part: Partial) {
     let size = tile.rows * tile.head_dim;
-    assert!(q.len() >= size && part.acc.len() >= size && scores.len() >= tile.rows * PAGE_POSITIONS);
-    assert!(view.kv.len() >= 2 * PAGE_POSITIONS * tile.head_dim && tile.head_dim.is_multiple_of(K::LANES));
+    assert!(q.floats.len() >= size && part.acc.len() >= size && scores.len() >= tile.rows * PAGE_POSITIONS);
+    assert!(view.kv.len() >= view.lay.bytes && view.lay.spec.head_dim == tile.head_dim);
+    assert!(tile.head_dim.is_multiple_of(K::LANES));
     let (first, last) = (tile.seen(0, view.page), tile.seen(tile.rows - 1, view.page));
     let full = first.end == PAGE_POSITIONS && last.start == 0;
-    let rows = tile.chunk_rows();
-    let rest = tile.rows - tile.chunks().last().map_or(0, |(first, _)| first);
-    let cuts = |values: usize| [cut::<K>(rows, values), cut::<K>(rest, values)];
-    let (k, v) = (cuts(BLOCK_POSITIONS), cuts(tile.head_dim));
     let span = first.start..last.end;
-    let mut walk = Walk { tile, q, view, full, span, rows, k, v, ahead: [0; 2] };
-    let bytes = 2 * BLOCK_POSITIONS * tile.head_dim;
-    walk.ahead = [
-        bytes.div_ceil(walk.tiles(&walk.k) * tile.head_dim),
-        bytes.div_ceil(walk.tiles(&walk.v) * BLOCK_POSITIONS),
-    ];
+    let mut walk = Walk { tile, q, view, full, span, cuts: q.cuts, stream: None };
+    if STREAM.contains(&view.next.len()) && tile.rows <= FEW {
+        walk.stream = Some(view.next.len().div_ceil(2 * walk.blocks().len()));
+    }
     // SAFETY: the ISA is the caller's word and the sizes were just checked.
     unsafe {
         walk.scores::<K>(scores);
@@ -155,24 +154,18 @@ pub(super) unsafe fn page<K: Kernels>(
 
 struct Walk<'a> {
     tile: &'a Tile,
-    q: &'a [f32],
+    q: Asked<'a>,
     view: &'a View<'a>,
     /// All rows see all positions.
     full: bool,
     /// Positions that any row sees.
     span: Range<usize>,
-    /// Rows of a chunk.
-    rows: usize,
-    /// A row of K, cut for a chunk and for the last chunk, which may be smaller. Known before the walk: whatever stands
-    /// between two kernels is time in which nothing is multiplied.
-    k: [Cut; 2],
-    /// The same of a row of V.
-    v: [Cut; 2],
-    /// Bytes of the next block to ask for in every round on K, and on V.
-    ahead: [usize; 2],
+    cuts: &'a Cuts,
+    /// Bytes of the next page to ask for ahead during a part of this one, where it is read as one stream.
+    stream: Option<usize>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
     /// Positions that row `t` sees.
     fn seen(&self, t: usize) -> Range<usize> {
         if self.full { 0..PAGE_POSITIONS } else { self.tile.seen(t, self.view.page) }
@@ -198,55 +191,47 @@ impl Walk<'_> {
         self.span.start / BLOCK_POSITIONS..self.span.end.div_ceil(BLOCK_POSITIONS)
     }
 
-    fn k(&self, block: usize) -> &[u16] {
-        let size = BLOCK_POSITIONS * self.tile.head_dim;
-        &self.view.kv[2 * block * size..][..size]
-    }
-
-    fn v(&self, block: usize) -> &[u16] {
-        let size = BLOCK_POSITIONS * self.tile.head_dim;
-        &self.view.kv[(2 * block + 1) * size..][..size]
-    }
-
-    /// The first block of the page after this one.
-    fn next(&self) -> Option<&[u16]> {
-        self.view.next.map(|kv| &kv[..BLOCK_POSITIONS * self.tile.head_dim])
+    /// What to ask for ahead during part `step` of this page, its K parts and then its V parts; `next` is the part behind
+    /// it. With few rows memory is what everything waits for, and reads best as one stream: the next page from its first
+    /// byte to its last, meanwhile kept in the L2 cache.
+    fn ahead(&self, step: usize, next: &'a [u8]) -> &'a [u8] {
+        let Some(bytes) = self.stream else { return next };
+        let page = self.view.next;
+        &page[(bytes * step).min(page.len())..(bytes * (step + 1)).min(page.len())]
     }
 
     /// The rows in chunks.
     fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        chunks(self.tile.rows, self.rows)
-    }
-
-    /// The cut for a chunk of `rows` rows.
-    fn cut<'c>(&self, cuts: &'c [Cut; 2], rows: usize) -> &'c Cut {
-        &cuts[usize::from(rows != self.rows)]
-    }
-
-    /// Register tiles of all chunks over a row that is cut so.
-    fn tiles(&self, cuts: &[Cut; 2]) -> usize {
-        self.chunks().map(|(_, n)| self.cut(cuts, n).runs().iter().map(|r| r.tiles).sum::<usize>()).sum()
+        chunks(self.tile.rows, self.cuts.rows)
     }
 
     unsafe fn scores<K: Kernels>(&self, scores: &mut [f32]) {
         let dim = self.tile.head_dim;
         let blocks = self.blocks();
         for block in blocks.clone() {
-            let (k, start) = (self.k(block), block * BLOCK_POSITIONS);
-            let next = if block + 1 < blocks.end { self.k(block + 1) } else { self.v(blocks.start) };
-            let mut fetch = Fetch::new(Some(next), self.ahead[0]);
+            let (k, start) = (self.view.k(block), block * BLOCK_POSITIONS);
+            let next =
+                if block + 1 < blocks.end { self.view.k(block + 1) } else { self.view.v(blocks.start) };
+            let next = self.ahead(block - blocks.start, next);
+            let format = self.view.lay.spec.k_format(block);
+            if format.is_packed() {
+                self.tile.score_packed(self.q.packed, self.view, (block, next), scores);
+                continue;
+            }
+            let mut fetch = Fetch::new(next, self.cuts.rounds[0]);
             for (t, n) in self.chunks() {
                 let most = inside(self.most(t, n), start);
-                for &run in self.cut(&self.k, n).runs() {
+                for &run in self.cuts.k(n).runs() {
                     let run = if self.full { run } else { run.within::<K>(&most) };
                     let args = ScoreArgs {
                         k: Source {
-                            ptr: k[run.at..].as_ptr(),
+                            ptr: k[2 * run.at..].as_ptr().cast(),
                             step: BLOCK_POSITIONS,
+                            bf16: format == KvFormat::Bf16,
                             ahead: fetch.take(run.tiles * dim),
                         },
                         tiles: run.tiles,
-                        q: self.q[t * dim..].as_ptr(),
+                        q: self.q.floats[t * dim..].as_ptr(),
                         dims: dim,
                         factor: self.view.scoring.factor,
                         out: scores[t * PAGE_POSITIONS + start + run.at..].as_mut_ptr(),
@@ -258,13 +243,20 @@ impl Walk<'_> {
         }
     }
 
-    unsafe fn weigh<K: Kernels>(&self, scores: &[f32], acc: &mut [f32]) {
+    unsafe fn weigh<K: Kernels>(&self, scores: &mut [f32], acc: &mut [f32]) {
         let blocks = self.blocks();
         for block in blocks.clone() {
-            let next = if block + 1 < blocks.end { Some(self.v(block + 1)) } else { self.next() };
-            let mut fetch = Fetch::new(next, self.ahead[1]);
+            let next = if block + 1 < blocks.end { self.view.v(block + 1) } else { self.view.after() };
+            let next = self.ahead(blocks.len() + block - blocks.start, next);
+            let format = self.view.lay.spec.v_format(block);
+            if format.is_packed() {
+                self.tile.weigh_packed(self.view, (block, next), scores, acc);
+                continue;
+            }
+            let mut fetch = Fetch::new(next, self.cuts.rounds[1]);
+            let (v, bf16) = (self.view.v(block), format == KvFormat::Bf16);
             for (t, n) in self.chunks() {
-                let v = Values { values: self.v(block), fetch: &mut fetch };
+                let v = Values { values: v, bf16, fetch: &mut fetch };
                 let chunk = Chunk { at: block * BLOCK_POSITIONS, first: t, rows: n };
                 // SAFETY: the caller's word.
                 unsafe { self.weigh_chunk::<K>(chunk, v, scores, acc) };
@@ -277,13 +269,13 @@ impl Walk<'_> {
         let Chunk { at, first, rows } = chunk;
         let common = inside(self.common(first, rows), at);
         let most = inside(self.most(first, rows), at);
-        let Values { values: v, fetch } = v;
+        let Values { values: v, bf16, fetch } = v;
         let mut none = Fetch(None);
         let mut alone = |side: &dyn Fn(Range<usize>) -> Range<usize>, acc: &mut [f32]| {
             for first in first..first + rows {
                 let chunk = Chunk { at, first, rows: 1 };
                 let positions = side(inside(self.seen(first), at));
-                let v = Values { values: v, fetch: &mut none };
+                let v = Values { values: v, bf16, fetch: &mut none };
                 // SAFETY: the caller's word.
                 unsafe { self.weigh_rows::<K>(chunk, positions, v, scores, acc) };
             }
@@ -295,7 +287,9 @@ impl Walk<'_> {
             alone(&|seen| seen.start..seen.end.min(common.start), acc);
         }
         // SAFETY: the caller's word.
-        unsafe { self.weigh_rows::<K>(chunk, common.clone(), Values { values: v, fetch }, scores, acc) };
+        unsafe {
+            self.weigh_rows::<K>(chunk, common.clone(), Values { values: v, bf16, fetch }, scores, acc)
+        };
         if most.end > common.end {
             alone(&|seen| seen.start.max(common.end)..seen.end, acc);
         }
@@ -316,8 +310,8 @@ impl Walk<'_> {
         let Chunk { at, first, rows } = chunk;
         let dim = self.tile.head_dim;
         let single;
-        let cut = if rows == self.rows || (rows > 1 && first + rows == self.tile.rows) {
-            self.cut(&self.v, rows)
+        let cut = if rows == self.cuts.rows || (rows > 1 && first + rows == self.tile.rows) {
+            self.cuts.v(rows)
         } else {
             single = cut::<K>(rows, dim);
             &single
@@ -325,8 +319,9 @@ impl Walk<'_> {
         for run in cut.runs() {
             let args = WeighArgs {
                 v: Source {
-                    ptr: v.values[positions.start * dim + run.at..].as_ptr(),
+                    ptr: v.values[2 * (positions.start * dim + run.at)..].as_ptr().cast(),
                     step: dim,
+                    bf16: v.bf16,
                     ahead: v.fetch.take(run.tiles * positions.len()),
                 },
                 tiles: run.tiles,
@@ -343,7 +338,8 @@ impl Walk<'_> {
 
 /// V of a block, and what to ask for meanwhile.
 struct Values<'a> {
-    values: &'a [u16],
+    values: &'a [u8],
+    bf16: bool,
     fetch: &'a mut Fetch,
 }
 
@@ -388,6 +384,43 @@ struct Cut {
 impl Cut {
     fn runs(&self) -> &[Run] {
         &self.runs[..self.len]
+    }
+}
+
+/// How the float kernels cut the rows of a tile's K and V. Known before any page is walked: whatever stands between two
+/// kernels is time in which nothing is multiplied.
+pub(super) struct Cuts {
+    /// Rows of a chunk.
+    rows: usize,
+    /// A row of K, cut for a chunk and for the last chunk, which may be smaller.
+    k: [Cut; 2],
+    /// The same of a row of V.
+    v: [Cut; 2],
+    /// Rounds of the kernels on a K part, and on a V part.
+    rounds: [usize; 2],
+}
+
+impl Cuts {
+    pub fn new<K: Kernels>(tile: &Tile) -> Cuts {
+        let rows = tile.chunk_rows();
+        let rest = tile.rows - tile.chunks().last().map_or(0, |(first, _)| first);
+        let both = |values: usize| [cut::<K>(rows, values), cut::<K>(rest, values)];
+        let mut cuts = Cuts { rows, k: both(BLOCK_POSITIONS), v: both(tile.head_dim), rounds: [0; 2] };
+        let tiles = |cut: &Cut| cut.runs().iter().map(|r| r.tiles).sum::<usize>();
+        let k: usize = tile.chunks().map(|(_, n)| tiles(cuts.k(n))).sum();
+        let v: usize = tile.chunks().map(|(_, n)| tiles(cuts.v(n))).sum();
+        cuts.rounds = [k * tile.head_dim, v * BLOCK_POSITIONS];
+        cuts
+    }
+
+    /// A row of K for a chunk of `rows` rows.
+    fn k(&self, rows: usize) -> &Cut {
+        &self.k[usize::from(rows != self.rows)]
+    }
+
+    /// A row of V for a chunk of `rows` rows.
+    fn v(&self, rows: usize) -> &Cut {
+        &self.v[usize::from(rows != self.rows)]
     }
 }
 
