@@ -38,8 +38,8 @@ impl KvConfig {
 
 /// Compares every format of `config` with f16 on `text`. On an exact device K and V are floats that went through each
 /// format's codec, against floats that did not: what the formats cost when nothing else rounds. Elsewhere the smallest
-/// change also moves the rounding of int8 activations, which puts a floor under every divergence; bf16 shows it. `known` is what an earlier run measured of this very model; else
-/// it is measured now. The model is loaded on `dev` and unloaded again.
+/// change also moves the rounding of int8 activations, which puts a floor under every divergence; bf16 shows it. `known`
+/// is what an earlier run measured of this very model; else it is measured now. The model is loaded on `dev` and unloaded again.
 ///
 /// # Errors
 /// A text shorter than one window, no formats; what file, tokenizer, model or device say; [`EvalError::Stopped`] before
