@@ -147,7 +147,7 @@ pub fn embed(args: &Embed, table: Shape, out: Shape) -> Result<()> {
     need_width("embed", "an output", table.width, out)
 }
 
-/// The id of a token: its own, or the best of a row of the last `pick`.
+/// The id of a token: its own, or what the last `pick` chose for a row.
 ///
 /// # Errors
 /// A row that the last `pick` did not have.
@@ -430,6 +430,24 @@ pub fn pick(args: &Pick, logits: Shape) -> Result<()> {
     need_rows("pick", "logits", args.rows, logits)?;
     let most = Pick::MAX_K.min(logits.width);
     need(args.k >= 1 && args.k <= most, "pick", || format!("k of 1..={most}"), || args.k.to_string())?;
+    let (rows, draws) = (args.rows, args.draws);
+    need(
+        draws.is_empty() || draws.len() == rows,
+        "pick",
+        || format!("{rows} draws or none"),
+        || draws.len().to_string(),
+    )?;
+    for draw in draws {
+        // Written so that NaN fails.
+        let share = |p: f32| (0.0..=1.0).contains(&p);
+        let good = (draw.temperature >= 0.0 && draw.temperature.is_finite())
+            && (1..=args.k).contains(&draw.top_k)
+            && [draw.typical_p, draw.top_p, draw.min_p].into_iter().all(share)
+            && (0.0..1.0).contains(&draw.u);
+        let expected =
+            || format!("a temperature from 0, top_k of 1..={}, shares within 0..=1, u within 0..1", args.k);
+        need(good, "pick", expected, || format!("{draw:?}"))?;
+    }
     need(u32::try_from(logits.width).is_ok(), "pick", || "ids of 32 bits".into(), || logits.width.to_string())
 }
 

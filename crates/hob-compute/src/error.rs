@@ -18,6 +18,12 @@ pub enum ComputeError {
         "out of memory: {what} needs {bytes} bytes; close other programs, or choose a smaller context or model"
     )]
     Memory { what: String, bytes: u64 },
+    #[error(
+        "{device} is lost: {reason}; what ran on it is gone, restart hob to use it again, or use --gpu off"
+    )]
+    Lost { device: String, reason: String },
+    #[error("{device}: {problem}")]
+    Device { device: String, problem: String },
     #[error("a worker of the CPU pool failed: {0}")]
     Worker(String),
 }

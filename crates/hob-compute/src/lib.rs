@@ -7,19 +7,27 @@
 
 pub mod act;
 pub mod check;
+pub mod draw;
 mod error;
 mod handles;
 pub mod math;
 mod mixture;
 mod page;
+pub mod placed;
 pub mod reference;
 pub mod slots;
+mod span;
 pub mod tickets;
+mod timed;
 mod verbs;
 
+pub use draw::Draw;
 pub use error::{ComputeError, Result};
 pub use handles::{Buf, ByteSource, Page, PageSpec, Pool, Ticket, Weight, WeightKind, WeightSpec};
 pub use mixture::{Experts, Gating, GroupScore, Groups, Route, Routing, ShortConv, SlotRows};
+pub use placed::Placed;
+pub use span::{Span, now_nanos};
+pub use timed::profiled;
 pub use verbs::*;
 
 /// Positions of KV in one page.
@@ -43,6 +51,11 @@ pub struct DeviceInfo {
     pub threads: usize,
     /// Whether activations stay in f32 (goldens run so).
     pub exact: bool,
+    /// What a numerics id must name beside `kind` and `isa`: of a GPU, its name and driver. Empty for a CPU.
+    pub adapter: String,
+    /// Whether work goes on behind the caller's back: verbs only record, [`Compute::submit`] starts, and
+    /// [`Compute::picked`] waits for its ticket and for nothing submitted after it. Callers then record a step ahead.
+    pub asynchronous: bool,
 }
 
 /// One device. Verbs record work; on the CPU recording executes at once.
@@ -61,6 +74,20 @@ pub trait Compute: Send {
     /// Copies `out.len()` floats from the start of row `row` of `src`.
     fn download(&mut self, src: Buf, row: usize, out: &mut [f32]) -> Result<()>;
 
+    /// Several downloads at once: of each part `(src, row, floats)` the floats from the start of a row on, one part after
+    /// the other into `out`. A device behind a bus answers all in one round trip.
+    fn download_all(&mut self, parts: &[(Buf, usize, usize)], out: &mut [f32]) -> Result<()> {
+        let mut rest = out;
+        for &(src, row, floats) in parts {
+            let Some((part, behind)) = rest.split_at_mut_checked(floats) else {
+                return Err(ComputeError::shape("download", "room for every part", "less"));
+            };
+            self.download(src, row, part)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
     /// Reads a weight into device memory in the layout the device computes from.
     fn load(&mut self, spec: &WeightSpec, source: std::sync::Arc<dyn ByteSource>) -> Result<Weight>;
     fn unload(&mut self, weight: Weight) -> Result<()>;
@@ -74,7 +101,7 @@ pub trait Compute: Send {
     fn position_bytes(&self, pool: Pool, range: std::ops::Range<usize>) -> Result<usize>;
     /// Appends positions `range` of `page` to `out`, bit for bit and independent of the page's layout: for every
     /// position, for every KV head, K then V as `hob_quant` encodes a vector (f32 values on an exact device).
-    fn read_positions(&self, page: Page, range: std::ops::Range<usize>, out: &mut Vec<u8>) -> Result<()>;
+    fn read_positions(&mut self, page: Page, range: std::ops::Range<usize>, out: &mut Vec<u8>) -> Result<()>;
     /// The inverse: `bytes` are what [`Compute::read_positions`] gave for a page of the same spec.
     fn write_positions(&mut self, page: Page, range: std::ops::Range<usize>, bytes: &[u8]) -> Result<()>;
 
@@ -90,10 +117,53 @@ pub trait Compute: Send {
     fn experts(&mut self, args: &Experts) -> Result<()>;
     fn short_conv(&mut self, args: &ShortConv) -> Result<()>;
 
+    /// Attention of rows that are not yet remembered: norms, rotation, [`Compute::append_kv`] and [`Compute::attend`] in
+    /// one. What `q` and `k` hold afterwards is unspecified.
+    fn attend_new(&mut self, args: &AttendNew) -> Result<()> {
+        let (rows, q, k) = (args.positions.len(), args.attend.q, args.k);
+        if let Some(norms) = args.norms {
+            for (x, HeadNorm { weight, groups, eps }) in [q, k].into_iter().zip(norms) {
+                self.norm(&Norm { x, rows, groups, weight, eps, out: x })?;
+            }
+        }
+        if let Some(Rotation { freqs, pairs, magnitude }) = args.rotation {
+            let (head_dim, positions) = (args.attend.head_dim, args.positions);
+            for (x, heads) in [(q, args.attend.heads), (k, args.attend.kv_heads)] {
+                self.rope(&Rope { x, heads, head_dim, positions, freqs, pairs, magnitude })?;
+            }
+        }
+        self.append_kv(&AppendKv { k, v: args.v, seqs: args.attend.seqs })?;
+        self.attend(&args.attend)
+    }
+
     /// Ends recording; the ticket is redeemed by [`Compute::picked`].
     fn submit(&mut self) -> Result<Ticket>;
-    /// Waits for `ticket` and reads the results of every `pick` recorded before it, in order of recording.
+    /// Waits for `ticket`, but for nothing submitted after it, and reads the results of every `pick` recorded between the
+    /// submit before and it, in order of recording; none is fine.
     fn picked(&mut self, ticket: Ticket, out: &mut Picked) -> Result<()>;
+
+    /// Where several devices stand behind this one: what is allocated or loaded from now on belongs to device `index` of
+    /// them. A device that is alone has nothing to choose.
+    fn place(&mut self, _index: usize) {}
+
+    /// While on, verbs check their arguments and make ready what they would run (kernels, forms of buffers), and run
+    /// nothing. Gives false where nothing needs to be made ready; such a device ignores the call.
+    fn rehearse(&mut self, _on: bool) -> bool {
+        false
+    }
+
+    /// While on, the device keeps a [`Span`] of every verb that it runs. Gives false where it cannot, and ignores the call.
+    fn profile(&mut self, _on: bool) -> bool {
+        false
+    }
+
+    /// Appends the spans of what has finished since the last call, in any order.
+    fn take_spans(&mut self, _out: &mut Vec<Span>) {}
+
+    /// Dispatches handed to the device since it was opened; 0 where verbs execute at once.
+    fn dispatches(&self) -> u64 {
+        0
+    }
 
     /// Bytes of device memory now held: weights, buffers, pages (reserved, not touched).
     fn held_bytes(&self) -> HeldBytes;

@@ -17,9 +17,9 @@ use crate::check::{self, Shape};
 use crate::slots::{Slots, next_device};
 use crate::tickets::Tickets;
 use crate::{
-    Activation, AppendKv, Attend, Buf, ByteSource, Combine, Compute, ComputeError, DeviceInfo, Embed,
+    Activation, AppendKv, Attend, Buf, ByteSource, Combine, Compute, ComputeError, DeviceInfo, Draw, Embed,
     Experts, HeldBytes, Linear, Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Pool, Result, Rope,
-    Route, ShortConv, Ticket, Weight, WeightKind, WeightSpec, act, math,
+    Route, ShortConv, Ticket, Weight, WeightKind, WeightSpec, act, draw, math,
 };
 use attention::Query;
 use pages::Pages;
@@ -86,7 +86,7 @@ pub struct Reference {
     weights: Slots<Weight, Tensor>,
     pools: Slots<Pool, Pages>,
     tickets: Tickets,
-    /// The best token of every row of the last `pick`.
+    /// What the last `pick` chose for every row of it.
     last: Vec<u32>,
 }
 
@@ -95,7 +95,14 @@ impl Reference {
     pub fn new(exact: bool) -> Self {
         let device = next_device();
         Reference {
-            info: DeviceInfo { kind: "reference", isa: "scalar", threads: 1, exact },
+            info: DeviceInfo {
+                kind: "reference",
+                isa: "scalar",
+                threads: 1,
+                exact,
+                adapter: String::new(),
+                asynchronous: false,
+            },
             buffers: Slots::new(device),
             weights: Slots::new(device),
             pools: Slots::new(device),
@@ -215,7 +222,7 @@ impl Compute for Reference {
         Ok(self.pools.get("position_bytes", pool)?.image_bytes(range))
     }
 
-    fn read_positions(&self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+    fn read_positions(&mut self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
         check::positions("read_positions", &range)?;
         self.pool("read_positions", page)?.read(page.index, range, out);
         Ok(())
@@ -390,9 +397,13 @@ impl Compute for Reference {
         for r in 0..args.rows {
             let row = logits.row(r);
             let top = rows::top_k(row, args.k);
-            self.last.push(top[0].1);
-            picked.tokens.extend(top.iter().map(|t| t.1));
-            picked.logits.extend(top.iter().map(|t| t.0));
+            let (logits, tokens): (Vec<f32>, Vec<u32>) = top.into_iter().unzip();
+            let draw = args.draws.get(r).unwrap_or(&Draw::GREEDY);
+            let chosen = draw::from_top(&tokens, &logits, draw, &mut draw::Scratch::default());
+            self.last.push(chosen);
+            picked.chosen.push(chosen);
+            picked.tokens.extend(tokens);
+            picked.logits.extend(logits);
             picked.log_sum_exp.push(rows::log_sum_exp(row));
         }
         Ok(())

@@ -76,6 +76,7 @@ impl Tickets {
         used.tokens.clear();
         used.logits.clear();
         used.log_sum_exp.clear();
+        used.chosen.clear();
         self.spare.push(used);
     }
 }

@@ -1,12 +1,12 @@
 //! The argument struct of every verb. Shapes stand beside each field; `rows` is always the number of batch rows.
 
-use crate::{Buf, PAGE_POSITIONS, Page, Weight};
+use crate::{Buf, Draw, PAGE_POSITIONS, Page, Weight};
 
-/// A token of a batch row: known to the host, or the result a `pick` left in a device slot.
+/// A token of a batch row: known to the host, or the one that a `pick` chose on the device.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Token {
     Host(u32),
-    /// Index among the rows of the last `pick`.
+    /// What the last `pick` chose for this row of it.
     Device(u32),
 }
 
@@ -157,6 +157,39 @@ pub struct Attend<'a> {
     pub seqs: &'a [SeqRows<'a>],
 }
 
+/// The norm of every head of q or k, before it is rotated; in place.
+#[derive(Copy, Clone, Debug)]
+pub struct HeadNorm {
+    pub weight: Weight,
+    /// Heads, each with its own norm; 1 is a norm over the whole row.
+    pub groups: usize,
+    pub eps: f32,
+}
+
+/// A rotation as [`Rope`] has it.
+#[derive(Copy, Clone, Debug)]
+pub struct Rotation {
+    pub freqs: Buf,
+    pub pairs: RopePairs,
+    pub magnitude: f32,
+}
+
+/// What a layer's attention does with the q, k and v of a batch. A backend may do it all at once; the meaning is that of
+/// the verbs one after the other: see [`crate::Compute::attend_new`].
+pub struct AttendNew<'a> {
+    /// Of the q that norm and rotation leave. Its `seqs` name all batch rows, whose k and v are appended first.
+    pub attend: Attend<'a>,
+    /// `[rows, kv_heads * head_dim]`
+    pub k: Buf,
+    /// `[rows, kv_heads * head_dim]`
+    pub v: Buf,
+    /// Of q and of k.
+    pub norms: Option<[HeadNorm; 2]>,
+    pub rotation: Option<Rotation>,
+    /// Position of each row.
+    pub positions: &'a [u32],
+}
+
 /// Elementwise work on whole rows.
 #[derive(Copy, Clone, Debug)]
 pub enum Map {
@@ -170,16 +203,19 @@ pub enum Map {
     CopyRow { a: Buf, from: usize, out: Buf, to: usize },
 }
 
-/// For each of `rows` rows of logits: the `k` largest (ties: lowest id first) and the log-sum-exp of the whole row.
-pub struct Pick {
+/// For each of `rows` rows of logits: the `k` largest (ties: lowest id first), the log-sum-exp of the whole row, and the
+/// token that follows.
+pub struct Pick<'a> {
     /// `[>= rows, vocab]`
     pub logits: Buf,
     pub rows: usize,
     /// 1 is argmax; at most [`Pick::MAX_K`].
     pub k: usize,
+    /// How the token of each row is chosen among its `k` largest, `[rows]`; empty takes the largest of every row.
+    pub draws: &'a [Draw],
 }
 
-impl Pick {
+impl Pick<'_> {
     pub const MAX_K: usize = 256;
 }
 
@@ -191,6 +227,8 @@ pub struct Picked {
     pub logits: Vec<f32>,
     /// `[rows]`
     pub log_sum_exp: Vec<f32>,
+    /// `[rows]`: what was drawn; [`Token::Device`] names these.
+    pub chosen: Vec<u32>,
 }
 
 /// What a device holds, in bytes.

@@ -143,7 +143,7 @@ pub struct Cpu {
     /// Counts writes to buffers.
     writes: u64,
     tickets: Tickets,
-    /// The best token of every row of the last `pick`.
+    /// What the last `pick` chose for every row of it.
     last: Vec<u32>,
     /// Ids of the rows being gathered.
     ids: Vec<u32>,
@@ -165,7 +165,14 @@ impl Cpu {
         let isa = config.isa.map_or_else(Isa::detect, Isa::lowered);
         let device = next_device();
         Ok(Cpu {
-            info: DeviceInfo { kind: "cpu", isa: isa.name(), threads, exact: config.exact },
+            info: DeviceInfo {
+                kind: "cpu",
+                isa: isa.name(),
+                threads,
+                exact: config.exact,
+                adapter: String::new(),
+                asynchronous: false,
+            },
             isa,
             pool: Pool::adaptive(threads, config.pin),
             arena: Arena::new(),
@@ -312,7 +319,7 @@ impl Compute for Cpu {
         Ok(if self.info.exact { exact::image_bytes(&spec, range) } else { spec.image_bytes(range) })
     }
 
-    fn read_positions(&self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+    fn read_positions(&mut self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
         check::positions("read_positions", &range)?;
         let spec = page_spec(&self.pages, "read_positions", page)?;
         let pool = self.pages.get("read_positions", page.pool)?;
@@ -489,7 +496,7 @@ impl Compute for Cpu {
         check::pick(args, logits.shape)?;
         let picked = self.tickets.record(args.k)?;
         self.last.clear();
-        let shape = (logits.shape.width, args.k);
+        let shape = (logits.shape.width, args.k, args.draws);
         let results = (picked, &mut self.last);
         pick::pick(&self.pool, self.isa, logits.rows(args.rows), shape, &mut self.picking, results);
         Ok(())

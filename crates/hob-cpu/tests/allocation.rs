@@ -107,7 +107,7 @@ impl Step {
         let products = [product(self.head, logits)];
         dev.linear(&Linear { x, first_row: 0, rows: 1, products: &products, combine: Combine::Store })
             .unwrap();
-        dev.pick(&Pick { logits, rows: 1, k: 40 }).unwrap();
+        dev.pick(&Pick { logits, rows: 1, k: 40, draws: &[] }).unwrap();
         let ticket = dev.submit().unwrap();
         dev.picked(ticket, &mut self.picked).unwrap();
     }

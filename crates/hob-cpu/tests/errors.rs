@@ -53,7 +53,7 @@ fn freed_and_foreign_handles() {
             stale(dev.map(&Map::Add { a: reused, b: bad, out: reused, rows: 1 }));
             stale(dev.map(&Map::Scale { a: reused, factor: 1.0, out: bad, rows: 1 }));
             stale(dev.map(&Map::CopyRow { a: bad, from: 0, out: reused, to: 0 }));
-            stale(dev.pick(&Pick { logits: bad, rows: 1, k: 1 }));
+            stale(dev.pick(&Pick { logits: bad, rows: 1, k: 1, draws: &[] }));
             stale(dev.embed(&Embed { table, tokens: &[Token::Host(0)], out: bad, scale: 1.0 }));
             let freqs = reused;
             let pairs = RopePairs::Half;
@@ -202,11 +202,11 @@ fn rows_and_widths_that_do_not_meet() {
         shape(dev.embed(&embed(&[Token::Host(10)])), "token 10");
         shape(dev.embed(&embed(&[Token::Device(0)])), "slot 0");
         shape(dev.embed(&embed(&[Token::Host(0); 3])), "3 rows");
-        shape(dev.pick(&Pick { logits: x, rows: 3, k: 1 }), "3 rows");
-        shape(dev.pick(&Pick { logits: x, rows: 1, k: 0 }), "1..=32");
-        shape(dev.pick(&Pick { logits: x, rows: 1, k: 33 }), "33");
+        shape(dev.pick(&Pick { logits: x, rows: 3, k: 1, draws: &[] }), "3 rows");
+        shape(dev.pick(&Pick { logits: x, rows: 1, k: 0, draws: &[] }), "1..=32");
+        shape(dev.pick(&Pick { logits: x, rows: 1, k: 33, draws: &[] }), "33");
         let wide = dev.alloc(1, 1000).unwrap();
-        shape(dev.pick(&Pick { logits: wide, rows: 1, k: 257 }), "1..=256");
+        shape(dev.pick(&Pick { logits: wide, rows: 1, k: 257, draws: &[] }), "1..=256");
     });
 }
 

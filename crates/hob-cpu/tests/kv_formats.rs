@@ -108,14 +108,14 @@ impl World {
     }
 
     /// Images of all pages up to `end`.
-    fn images(&self, dev: &dyn Compute, end: usize) -> Vec<Vec<u8>> {
-        let image = |(index, &page): (usize, &Page)| {
+    fn images(&self, dev: &mut dyn Compute, end: usize) -> Vec<Vec<u8>> {
+        let mut image = |(index, &page): (usize, &Page)| {
             let mut out = Vec::new();
             let range = 0..(end - index * PAGE_POSITIONS).min(PAGE_POSITIONS);
             dev.read_positions(page, range, &mut out).unwrap();
             out
         };
-        self.pages.iter().enumerate().map(image).collect()
+        self.pages.iter().enumerate().map(&mut image).collect()
     }
 }
 
@@ -283,18 +283,18 @@ fn images_are_the_same_on_every_device_and_restore_any_range() {
         let mut oracle = Reference::new(false);
         let world = World::new(&mut oracle, of, 300);
         world.append(&mut oracle, 0..300);
-        let expected = world.images(&oracle, 300);
+        let expected = world.images(&mut oracle, 300);
         for isa in classes() {
             for threads in [1, 3] {
                 let mut dev = cpu(isa, threads, false);
                 let world = World::new(&mut dev, of, 300);
                 world.append(&mut dev, 0..300);
-                assert!(expected == world.images(&dev, 300), "{k}/{v}, {isa}, {threads} threads");
+                assert!(expected == world.images(&mut dev, 300), "{k}/{v}, {isa}, {threads} threads");
                 let wanted = world.attend(&mut dev, 255..300);
                 let mut copy = World::new(&mut dev, of, 300);
                 restore(&mut dev, &world, &mut copy);
                 same_bits(&format!("{k}/{v}, {isa} restored"), &wanted, &copy.attend(&mut dev, 255..300));
-                assert!(expected == copy.images(&dev, 300), "{k}/{v}, {isa} restored");
+                assert!(expected == copy.images(&mut dev, 300), "{k}/{v}, {isa} restored");
             }
         }
     }
@@ -409,7 +409,7 @@ fn attention_is_a_softmax_weighted_mean_of_what_is_stored() {
         let mut dev = cpu(hob_cpu::Isa::best(), 2, false);
         let world = World::new(&mut dev, Shape::new(2, 1, 64, k, v), 400);
         world.append(&mut dev, 0..400);
-        let [keys, values] = decoded(&world, &world.images(&dev, 400));
+        let [keys, values] = decoded(&world, &world.images(&mut dev, 400));
         let found = world.attend(&mut dev, 350..400);
         let (mut error, mut size) = (0f64, 0f64);
         for (i, out) in found.chunks(64).enumerate() {

@@ -99,7 +99,7 @@ fn embed_of_host_tokens_and_of_picked_ones() {
             let table = weight(dev, seed, WeightKind::Table, format, 50, 96);
             let out = dev.alloc(4, 96).unwrap();
             let logits = random(dev, 11, 2, 50);
-            dev.pick(&Pick { logits, rows: 2, k: 3 }).unwrap();
+            dev.pick(&Pick { logits, rows: 2, k: 3, draws: &[] }).unwrap();
             let tokens = [Token::Host(0), Token::Device(1), Token::Host(49), Token::Device(0)];
             dev.embed(&Embed { table, tokens: &tokens, out, scale: 1.0 }).unwrap();
             let mut all = contents(dev, out, 4 * 96);
@@ -153,7 +153,7 @@ fn map_with_every_pattern_of_shared_operands() {
 fn picks(dev: &mut dyn Compute, vocab: usize, logits: &[f32], k: usize) -> Vec<f32> {
     let rows = logits.len() / vocab;
     let logits = buffer(dev, vocab, logits);
-    dev.pick(&Pick { logits, rows, k }).unwrap();
+    dev.pick(&Pick { logits, rows, k, draws: &[] }).unwrap();
     let ticket = dev.submit().unwrap();
     let mut out = Picked::default();
     dev.picked(ticket, &mut out).unwrap();
@@ -222,8 +222,8 @@ fn picks_of_one_ticket_come_in_the_order_of_recording() {
     let mut dev = common::cpu(hob_cpu::Isa::best(), 2, false);
     let a = buffer(&mut dev, 4, &[0.0, 3.0, 1.0, 2.0]);
     let b = buffer(&mut dev, 4, &[9.0, 3.0, 1.0, 2.0]);
-    dev.pick(&Pick { logits: a, rows: 1, k: 2 }).unwrap();
-    dev.pick(&Pick { logits: b, rows: 1, k: 2 }).unwrap();
+    dev.pick(&Pick { logits: a, rows: 1, k: 2, draws: &[] }).unwrap();
+    dev.pick(&Pick { logits: b, rows: 1, k: 2, draws: &[] }).unwrap();
     let ticket = dev.submit().unwrap();
     let mut out = Picked::default();
     dev.picked(ticket, &mut out).unwrap();

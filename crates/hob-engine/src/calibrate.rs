@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use hob_files::ModelFile;
 use hob_model::noise::{self, LayerNoise};
-use hob_model::{Layout, Model, ModelInfo};
+use hob_model::{Layout, Model, ModelInfo, Placement};
 use hob_text::{ChatInput, ChatTemplate, Message, Special, TemplateLimits, Tokenizer};
 
 use crate::engine::Engine;
@@ -35,7 +35,8 @@ pub fn calibrate(
     file: &Arc<ModelFile>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Calibration> {
-    let (model, calibration) = load_and_measure(runtime, file, &Tokenizer::from_model(file)?, progress)?;
+    let (tokenizer, placement) = (Tokenizer::from_model(file)?, Placement::default());
+    let (model, calibration) = load_and_measure(runtime, file, (&tokenizer, &placement), progress)?;
     model.unload(&mut **runtime.device())?;
     Ok(calibration)
 }
@@ -44,11 +45,12 @@ pub fn calibrate(
 fn load_and_measure(
     runtime: &Arc<Runtime>,
     file: &Arc<ModelFile>,
-    tokenizer: &Tokenizer,
+    (tokenizer, placement): (&Tokenizer, &Placement),
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(Model, Calibration)> {
     let tokens = calibration_tokens(tokenizer, ModelInfo::read(file)?.config.ctx_train)?;
-    let layout = Layout { chunk_rows: tokens.len(), ..Layout::new(tokens.len()) };
+    let (placement, chunk_rows) = (placement.clone(), tokens.len());
+    let layout = Layout { placement, chunk_rows, ..Layout::new(tokens.len()) };
     let mut device = runtime.device();
     let mut model = Model::load(Arc::clone(file), &mut **device, &layout, progress)?;
     let start = Instant::now();
@@ -66,18 +68,19 @@ fn load_and_measure(
 }
 
 /// As [`Engine::load`] for a model that was never measured: loads the weights once, measures, and takes the layout that
-/// `decide` chooses from what was found.
+/// `decide` chooses from what was found; weights lie as `placement` says, which that layout keeps.
 ///
 /// # Errors
 /// What the file, tokenizer, model or device say, and what `decide` says. Nothing stays loaded then.
 pub fn load_measured<E: From<EngineError>>(
     runtime: &Arc<Runtime>,
     file: &Arc<ModelFile>,
+    placement: &Placement,
     progress: &mut dyn FnMut(u64, u64),
     decide: impl FnOnce(&Calibration) -> std::result::Result<Layout, E>,
 ) -> std::result::Result<Engine, E> {
     let tokenizer = Tokenizer::from_model(file).map_err(EngineError::from)?;
-    let (mut model, calibration) = load_and_measure(runtime, file, &tokenizer, progress)?;
+    let (mut model, calibration) = load_and_measure(runtime, file, (&tokenizer, placement), progress)?;
     let laid = decide(&calibration).and_then(|layout| {
         Ok(model.relayout(&mut **runtime.device(), &layout).map_err(EngineError::from)?)
     });

@@ -4,9 +4,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hob_compute::Picked;
+use hob_compute::{Buf, Draw, Map, Picked};
 use hob_files::ModelFile;
 use hob_model::{Batch, Layout, Model, ModelInfo};
 use hob_text::{ChatTemplate, TemplateLimits, Tokenizer};
@@ -14,13 +14,16 @@ use hob_text::{ChatTemplate, TemplateLimits, Tokenizer};
 use crate::cache::{CacheConfig, Disk, Rates};
 use crate::chains::Chains;
 use crate::error::{EngineError, Result};
+use crate::flight::Flying;
 use crate::job::{Event, Finished, Job, JobId};
 use crate::outcome::Outcome;
 use crate::persist::snapshot_stride;
+use crate::recall::Recalled;
 use crate::request::{Cancel, Request};
 use crate::runtime::Runtime;
-use crate::sampler::Scratch;
+use crate::sampler::{Need, Sampler, Scratch};
 use crate::session::{Front, Session, Shared};
+use crate::trace::{Trace, TraceSummary};
 
 /// One loaded model with its tokenizer and template. Not shared between threads: whoever owns it steps it.
 pub struct Engine {
@@ -33,7 +36,27 @@ pub struct Engine {
     pub(crate) jobs: Vec<Job>,
     /// Which decoding job comes first when not all fit into one batch.
     pub(crate) turn: usize,
+    /// Whether batches are recorded before the one in front of them is settled: see [`crate::flight`].
+    pub(crate) ahead: bool,
+    /// Whether some layers let go of what leaves their window.
+    pub(crate) windowed: bool,
     pub(crate) batch: Batch,
+    pub(crate) draws: Vec<Draw>,
+    /// The batch just recorded.
+    pub(crate) recorded: Option<Flying>,
+    pub(crate) flying: Option<Flying>,
+    /// When the last batch in flight was settled.
+    pub(crate) landed: Option<Instant>,
+    /// Which of the runtime's picks was ours.
+    pub(crate) own_pick: u64,
+    /// Rows of logits that are read while the next batch overwrites them, `[2 * logit_rows, vocab]`: of batches in turns.
+    pub(crate) aside: Option<Buf>,
+    /// Which half of them was written last.
+    pub(crate) half: usize,
+    /// Set when the device was lost.
+    pub(crate) lost: Option<EngineError>,
+    pub(crate) trace: Option<Trace>,
+    trace_report: Option<TraceReport>,
     pub(crate) picked: Picked,
     /// One row of logits on the host.
     pub(crate) row: Vec<f32>,
@@ -45,6 +68,8 @@ pub struct Engine {
     pub(crate) snapshot_stride: Option<usize>,
     next_job: u64,
 }
+
+type TraceReport = Box<dyn FnOnce(std::io::Result<TraceSummary>) + Send>;
 
 /// A request that was not accepted, and the session that came with it.
 pub struct Rejected {
@@ -86,19 +111,31 @@ impl Engine {
         let snapshot_stride = snapshot_stride(&model);
         Engine {
             runtime: Arc::clone(runtime),
-            model: Some(model),
             front: Front(Arc::new(shared)),
             chunk_rows: layout.chunk_rows,
             logit_rows: layout.logit_rows,
             jobs: Vec::with_capacity(layout.sequences),
             turn: 0,
+            ahead: runtime.info().asynchronous && !model.info().recurrent(),
+            windowed: model.info().config.layers.iter().any(|layer| layer.window.is_some()),
             batch: Batch { rows: Vec::with_capacity(layout.chunk_rows) },
+            draws: Vec::with_capacity(layout.logit_rows),
+            recorded: None,
+            flying: None,
+            landed: None,
+            own_pick: 0,
+            aside: None,
+            half: 0,
+            lost: None,
+            trace: None,
+            trace_report: None,
             picked: Picked::default(),
             row: Vec::new(),
             scratch: Scratch::default(),
             disk: None,
             rates,
             snapshot_stride,
+            model: Some(model),
             next_job: 0,
         }
     }
@@ -165,8 +202,9 @@ impl Engine {
     /// Opens an empty session.
     ///
     /// # Errors
-    /// When the layout's sequences are all taken.
+    /// When the layout's sequences are all taken, or the device was lost.
     pub fn session(&mut self) -> Result<Session> {
+        self.check_device()?;
         let mut released =
             std::mem::take(&mut *self.front.0.released.lock().unwrap_or_else(PoisonError::into_inner));
         let model = self.model_mut();
@@ -181,7 +219,8 @@ impl Engine {
     /// Queues a request on a session; [`Engine::step`] makes it go on, [`Event::Done`] gives the session back.
     ///
     /// # Errors
-    /// Whatever is wrong with the request: a field outside its range, a prompt that does not fit. Nothing was run.
+    /// Whatever is wrong with the request: a field outside its range, a prompt that does not fit; that the device was
+    /// lost. Nothing was run.
     pub fn submit(
         &mut self,
         mut session: Session,
@@ -189,11 +228,7 @@ impl Engine {
         cancel: &Cancel,
     ) -> std::result::Result<JobId, Box<Rejected>> {
         let ours = Arc::ptr_eq(&session.front.0, &self.front.0) && session.sequence.is_some();
-        let checked = if ours {
-            request.validate(self.front.vocab()).and_then(|()| self.recall(&mut session, &request.prompt))
-        } else {
-            Err(EngineError::ForeignSession)
-        };
+        let checked = if ours { self.admit(&mut session, request) } else { Err(EngineError::ForeignSession) };
         match checked {
             Ok(recalled) => {
                 let id = JobId(self.next_job);
@@ -203,6 +238,32 @@ impl Engine {
             }
             Err(error) => Err(Box::new(Rejected { session, error })),
         }
+    }
+
+    /// Checks a request and makes ready what it needs.
+    fn admit(&mut self, session: &mut Session, request: &Request) -> Result<Recalled> {
+        self.check_device()?;
+        request.validate(self.front.vocab())?;
+        let whole = Sampler::new(&request.sampling).need() == Need::Row;
+        if whole && self.ahead && self.aside.is_none() {
+            let device = &mut **self.runtime.device();
+            let out = device.alloc(2 * self.logit_rows, self.front.vocab())?;
+            self.aside = Some(out);
+            // What a step does with it is made ready now.
+            if device.rehearse(true) {
+                let a = self.model().logits();
+                let ready = device.map(&Map::CopyRow { a, from: 0, out, to: 0 });
+                device.rehearse(false);
+                ready?;
+            }
+        }
+        self.recall(session, &request.prompt)
+    }
+
+    /// # Errors
+    /// That the device was lost.
+    fn check_device(&self) -> Result<()> {
+        self.lost.clone().map_or(Ok(()), Err)
     }
 
     /// Runs one request to its end; text is handed to `on_text` as it comes.
@@ -271,10 +332,27 @@ impl Engine {
         }
     }
 
+    /// Writes a timeline of the steps from now on, and of the device's verbs if [`RuntimeConfig::profile`] was set. It ends
+    /// with the engine; `report` then gets what it came to, or why it could not be written.
+    ///
+    /// [`RuntimeConfig::profile`]: crate::RuntimeConfig::profile
+    pub fn set_trace(
+        &mut self,
+        trace: Trace,
+        report: impl FnOnce(std::io::Result<TraceSummary>) + Send + 'static,
+    ) {
+        // What was done to load the model is not part of it.
+        self.runtime.device().take_spans(&mut Vec::new());
+        self.trace = Some(trace);
+        self.trace_report = Some(Box::new(report));
+    }
+
     /// Removes a job without finishing it.
     pub(crate) fn take_job(&mut self, id: JobId) -> Option<Job> {
         let index = self.jobs.iter().position(|j| j.id == id)?;
-        Some(self.jobs.remove(index))
+        let mut job = self.jobs.remove(index);
+        self.cut_back(&mut job);
+        Some(job)
     }
 
     pub(crate) fn model(&self) -> &Model {
@@ -289,12 +367,21 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         for mut job in std::mem::take(&mut self.jobs) {
+            self.cut_back(&mut job);
             self.keep_end(&mut job);
         }
         self.disk = None;
+        let device = &mut **self.runtime.device();
+        if let (Some(mut trace), Some(report)) = (self.trace.take(), self.trace_report.take()) {
+            trace.collect(device);
+            report(trace.finish());
+        }
+        // Nothing can be done about a device that will not take its memory back.
+        if let Some(aside) = self.aside.take() {
+            let _ = device.free(aside);
+        }
         if let Some(model) = self.model.take() {
-            // Nothing can be done about a device that will not take its memory back.
-            let _ = model.unload(&mut **self.runtime.device());
+            let _ = model.unload(device);
         }
     }
 }

@@ -55,6 +55,16 @@ impl EngineError {
                 | Self::Text(_)
         )
     }
+
+    /// Whether the device is lost, and with it everything on it.
+    pub fn is_lost(&self) -> bool {
+        use hob_compute::ComputeError::Lost;
+        match self {
+            Self::Compute(error) => matches!(**error, Lost { .. }),
+            Self::Model(error) => matches!(**error, hob_model::ModelError::Compute(Lost { .. })),
+            _ => false,
+        }
+    }
 }
 
 impl From<hob_text::TextError> for EngineError {

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use hob_text::Detokenizer;
 
 use crate::error::EngineError;
+use crate::flight::Flight;
 use crate::outcome::{Figures, Finish, Outcome};
 use crate::recall::Recalled;
 use crate::request::{Cancel, Request};
-use crate::sampler::Sampler;
+use crate::sampler::{Need, Sampler};
 use crate::session::Session;
 use crate::stop::StopMatcher;
 
@@ -38,11 +39,13 @@ pub(crate) struct Job {
     pub session: Session,
     pub sampler: Sampler,
     pub cancel: Cancel,
-    /// Rows of the current batch.
-    pub rows: usize,
-    /// Row of the current logits, if the last pending token is in the batch.
-    pub logit_row: Option<usize>,
-    /// What the sampler made of that row.
+    /// In the batch that is in flight.
+    pub flight: Flight,
+    /// In the batch behind it, which is being recorded.
+    pub next: Flight,
+    /// Rows that it could take: see [`Job::pending`].
+    pub offered: usize,
+    /// The token that follows the flight.
     pub sampled: Option<Result<u32, EngineError>>,
     /// What of the prompt was found; the steps that restore from disk go on with it.
     pub recalled: Recalled,
@@ -74,8 +77,9 @@ impl Job {
             id,
             sampler: Sampler::new(&request.sampling),
             cancel: cancel.clone(),
-            rows: 0,
-            logit_row: None,
+            flight: Flight::default(),
+            next: Flight::default(),
+            offered: 0,
             sampled: None,
             recalled,
             max_tokens: request.max_tokens,
@@ -90,12 +94,22 @@ impl Job {
         }
     }
 
-    /// Tokens that can be run; at least one, but none while a prefix comes from disk.
-    pub fn pending(&self) -> usize {
+    /// Tokens that can be run behind those in flight; none while a prefix comes from disk. `drawn`: whether the token that
+    /// the flight draws may be one of them.
+    pub fn pending(&self, drawn: bool) -> usize {
         if self.recalled.restore.is_some() {
             return 0;
         }
-        self.session.tokens.len() - self.session.ready
+        let known = self.session.tokens.len() - self.session.ready - self.flight.rows;
+        // The host knows one that is not run, or the flight is to give it.
+        let draws = self.flight.logit_row.is_some() && matches!(self.sampler.need(), Need::Top(_));
+        let ahead = known == 0 && draws && drawn && self.goes_on();
+        known + usize::from(ahead)
+    }
+
+    /// Whether one more token leaves room for another.
+    fn goes_on(&self) -> bool {
+        self.generated() + 1 < self.max_tokens && self.session.tokens.len() < self.session.front.ctx_tokens()
     }
 
     /// Marks the beginning of the first step.
@@ -103,9 +117,9 @@ impl Job {
         self.clock.started.get_or_insert_with(Instant::now);
     }
 
-    /// Takes in a finished step; the reason if the reply ends here. Emits through `sink`.
+    /// Takes in a finished flight; the reason if the reply ends here. Emits through `sink`.
     pub fn settle(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> Option<Result<Finish, EngineError>> {
-        self.session.ready += self.rows;
+        self.session.ready += std::mem::take(&mut self.flight).rows;
         let Some(sampled) = self.sampled.take() else {
             sink(Event::Prefill { ready: self.session.ready, of: self.recalled.prompt_tokens });
             return None;

@@ -44,15 +44,15 @@ pub(crate) fn rows_to_snapshot(stride: usize, ready: usize, prompt_tokens: usize
 }
 
 impl Engine {
-    /// After a pass, before its tokens are counted: seals and hands over what the jobs of the batch completed.
+    /// After a batch has run, before its tokens are counted: seals and hands over what its jobs completed.
     ///
     /// # Errors
     /// What the model and the device say.
     pub(crate) fn keep_pages(&mut self) -> Result<()> {
         let Engine { jobs, model, runtime, disk, snapshot_stride, .. } = self;
         let Some(model) = model else { return Ok(()) };
-        for job in jobs.iter_mut().filter(|j| j.rows > 0) {
-            let len = job.session.ready + job.rows;
+        for job in jobs.iter_mut().filter(|j| j.flight.rows > 0) {
+            let len = job.session.ready + job.flight.rows;
             let snapshot = snapshot_stride
                 .is_some_and(|stride| len.is_multiple_of(stride) || len + 1 == job.recalled.prompt_tokens);
             let full = len - len % PAGE_POSITIONS;

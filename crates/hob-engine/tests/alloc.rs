@@ -5,14 +5,21 @@ mod common;
 use common::*;
 use hob_engine::*;
 use hob_testkit::alloc::{CountingAllocator, measure_process};
+use hob_testkit::tiny::TinySpec;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
 fn a_decode_step_allocates_nothing() {
-    let tiny = Tiny::new();
-    let mut engine = tiny.engine(layout(2, 32));
+    for asynchronous in [false, true] {
+        let tiny = Tiny::new();
+        let device = Watched::device(TinySpec::llama().vocab, asynchronous);
+        check(tiny.engine_on(&Runtime::with_device(Box::new(device)), layout(2, 32)), asynchronous);
+    }
+}
+
+fn check(mut engine: Engine, asynchronous: bool) {
     for chain in [
         Sampling::greedy(),
         Sampling { seed: Some(1), ..Sampling::default() },
@@ -35,7 +42,7 @@ fn a_decode_step_allocates_nothing() {
                 });
             }
         });
-        assert_eq!(usage.allocations, 0, "{chain:?}: {usage:?}");
+        assert_eq!(usage.allocations, 0, "{chain:?}, asynchronous {asynchronous}: {usage:?}");
         assert!(chars > 0, "text was emitted meanwhile");
         assert_eq!(engine.active(), 2, "both were decoding all along");
         run_all(&mut engine, &ids);

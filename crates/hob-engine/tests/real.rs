@@ -38,7 +38,9 @@ fn smollm2_continues_as_in_llama_cpp() {
     }
     let file = Arc::new(ModelFile::open(&path).unwrap());
     for threads in [1, 2] {
-        let runtime = Runtime::new(&RuntimeConfig { threads: Some(threads), exact: false }).unwrap();
+        let runtime =
+            Runtime::new(&RuntimeConfig { threads: Some(threads), exact: false, ..RuntimeConfig::default() })
+                .unwrap();
         let mut engine = Engine::load(&runtime, Arc::clone(&file), Layout::new(256), &mut |_, _| ()).unwrap();
         for (prompt, max_tokens, want) in CONTINUATIONS {
             let mut session = engine.session().unwrap();

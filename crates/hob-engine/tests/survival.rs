@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::child::{Child, PATIENCE, wait_for_tokens};
+use common::child::{Child, PATIENCE, wait_for_snapshot, wait_for_tokens};
 use common::*;
 use hob_engine::*;
 use hob_files::ModelFile;
@@ -286,10 +286,14 @@ fn a_process_killed_in_mid_reply_loses_at_most_a_page() {
         let cache = on_disk(dir.path());
         let mut child = Child::start("child_that_is_killed", name, dir.path(), "");
         wait_for_tokens(&cache, 768);
+        let said = [&prompt(1, 600)[..], &want.tokens[..200]].concat();
+        if name == "lfm2" {
+            wait_for_snapshot(&cache, &said, 768);
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         let mut engine = engine_with(&watched.runtime, &file, &cache);
-        let on = request([&prompt(1, 600)[..], &want.tokens[..200]].concat(), whole_rows(), 1);
+        let on = request(said, whole_rows(), 1);
         let got = alone(&mut engine, &on);
         assert!(got.figures.restored_tokens >= 768, "{name}: {}", got.figures.restored_tokens);
         assert!(watched.logits()[0] == rows[200], "{name}: logits differ where the reply goes on");

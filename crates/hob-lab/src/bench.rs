@@ -5,7 +5,12 @@
 mod report;
 mod rig;
 
-use hob_model::{KvLayout, Layout, ModelError, ModelInfo, TensorSource};
+use std::path::{Path, PathBuf};
+
+use hob_engine::{Trace, TraceSummary};
+use hob_gpu::GpuConfig;
+use hob_model::{KvLayout, Layout, ModelError, ModelInfo, Placement, TensorSource};
+use hob_plan::{GpuPlan, Kept, Machine, expected_decode};
 
 pub use report::{HEADER, Kv, Limit, Quantiles, Report, Row, Sample, Test};
 use rig::Rig;
@@ -18,6 +23,8 @@ pub enum BenchError {
         "no depth of {depths:?} fits a context of {ctx_tokens} tokens with {needed} to measure; raise --ctx or give a smaller --depth"
     )]
     NoDepth { depths: Vec<usize>, ctx_tokens: usize, needed: usize },
+    #[error("writing the timeline to {path}: {source}")]
+    Timeline { path: String, source: std::io::Error },
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
@@ -49,6 +56,20 @@ pub struct BenchConfig {
     pub kv: Vec<KvFormats>,
     /// Longest time to fill the context with real tokens up to a depth; the rest is synthetic.
     pub fill_seconds: f64,
+    /// Where a timeline of every verb goes, if one is wanted.
+    pub profile: Option<PathBuf>,
+    /// What a GPU gets; `None` measures the CPU alone.
+    pub gpu: Option<OnGpu>,
+}
+
+/// A plan with a part for a GPU, and the machine as it was probed in this run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OnGpu {
+    pub config: GpuConfig,
+    pub plan: GpuPlan,
+    pub placement: Placement,
+    pub chunk_rows: usize,
+    pub machine: Machine,
 }
 
 /// One way of keeping K and V, and the name that its rows carry.
@@ -132,6 +153,8 @@ pub trait Watch {
     /// Something long begins.
     fn phase(&mut self, what: &str);
     fn row(&mut self, row: &Row);
+    /// The timeline in `path` is complete, or could not be completed.
+    fn profile(&mut self, _path: &Path, _result: std::io::Result<TraceSummary>) {}
 }
 
 /// Measures everything `config` names. The model is loaded once per thread count.
@@ -141,23 +164,35 @@ pub trait Watch {
 pub fn run(config: &BenchConfig, subject: &Subject<'_>, watch: &mut dyn Watch) -> Result<Report, BenchError> {
     config.check()?;
     let mut report = Report::new(subject);
+    report.gpu = config.gpu.as_ref().map(|g| g.plan.clone());
     report.left_out = config.depths.iter().copied().filter(|d| !config.usable_depths().contains(d)).collect();
+    let mut trace = config.profile.as_deref().map(timeline).transpose()?;
     for &threads in &config.threads {
         watch.phase(&format!("loading {} for {threads} threads", subject.name));
         let logit_rows = config.rows.iter().copied().max().unwrap_or(1);
         // Not f16 first, which may not fit where the formats asked for do.
         let kv = config.kv.first().map(|kv| kv.layout.clone()).unwrap_or_default();
-        let layout = Layout { threads, logit_rows, kv, ..Layout::new(config.ctx_tokens) };
-        let mut rig = Rig::load(subject, &layout)?;
+        let mut layout = Layout { threads, logit_rows, kv, ..Layout::new(config.ctx_tokens) };
+        if let Some(gpu) = &config.gpu {
+            (layout.placement, layout.chunk_rows) = (gpu.placement.clone(), gpu.chunk_rows);
+        }
+        let mut rig = Rig::load(subject, &layout, config.gpu.as_ref(), trace.take())?;
         report.isa = rig.isa().to_string();
         let measured = config.kv.iter().try_for_each(|kv| {
             rig.relayout(&kv.layout)?;
             measure(config, &kv.name, &mut rig, watch, &mut report)
         });
-        rig.unload()?;
+        trace = rig.unload()?;
         measured?;
     }
+    if let (Some(trace), Some(path)) = (trace, &config.profile) {
+        watch.profile(path, trace.finish());
+    }
     Ok(report)
+}
+
+fn timeline(path: &Path) -> Result<Trace, BenchError> {
+    Trace::create(path).map_err(|source| BenchError::Timeline { path: path.display().to_string(), source })
 }
 
 fn measure(
@@ -184,12 +219,22 @@ fn measure(
             let samples =
                 (0..config.repeat).map(|_| rig.sample(test, depth)).collect::<Result<Vec<_>, _>>()?;
             let format = (kv_format, rig.kv_bytes_per_token());
-            let row = Row::new(rig.threads(), test, depth, kv, samples).with_format(format);
+            let mut row = Row::new(rig.threads(), test, depth, kv, samples).with_format(format);
+            row.gpu_layers = rig.gpu_layers();
+            row.expected_tokens_per_s = expected(config, rig, test, depth);
             watch.row(&row);
             report.rows.push(row);
         }
     }
     Ok(())
+}
+
+/// What a plan foretells of a decode sample, from the bandwidths probed in this run.
+fn expected(config: &BenchConfig, rig: &Rig, test: Test, depth: usize) -> Option<f64> {
+    let (gpu, Test::Decode { tokens }) = (config.gpu.as_ref()?, test) else { return None };
+    let model = rig.model();
+    let kept = Kept { sizes: model.info(), layout: model.layout(), gpu: gpu.machine.gpus.gpu() };
+    Some(expected_decode(&gpu.machine, kept, rig.threads(), depth + tokens / 2))
 }
 
 #[cfg(test)]
@@ -207,6 +252,8 @@ mod tests {
             ctx_tokens: 4096,
             kv: vec![KvFormats::f16()],
             fill_seconds: 1.0,
+            profile: None,
+            gpu: None,
         }
     }
 

@@ -310,7 +310,7 @@ impl<'a> Check<'a> {
         let mut picked = Picked::default();
         for &expected in &golden.short.greedy {
             // Only row `row` of the last batch matters: the rows before it are picked along with it.
-            let pick = Pick { logits: self.model.logits(), rows: row + 1, k: 1 };
+            let pick = Pick { logits: self.model.logits(), rows: row + 1, k: 1, draws: &[] };
             let results = self.dev.pick(&pick).and_then(|()| self.dev.submit());
             results.and_then(|ticket| self.dev.picked(ticket, &mut picked)).map_err(|e| e.to_string())?;
             let agrees = picked.tokens.get(row) == Some(&expected);

@@ -334,6 +334,27 @@ struct Bytes {
     seed: u64,
 }
 
+/// Bytes that are worth a thread.
+const PART_BYTES: usize = 1 << 20;
+
+/// Large pieces are made on all cores: a loader that asks for them from one thread would wait for minutes else.
+fn fill_together(filler: &Filler, seed: u64, offset: u64, buf: &mut [u8]) {
+    let threads = if buf.len() < 2 * PART_BYTES {
+        1
+    } else {
+        std::thread::available_parallelism().map_or(1, |n| n.get()).min(buf.len() / PART_BYTES)
+    };
+    if threads == 1 {
+        return filler.fill(seed, offset, buf);
+    }
+    let part = buf.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        for (i, part) in buf.chunks_mut(part).enumerate().map(|(i, p)| (i * part, p)) {
+            scope.spawn(move || filler.fill(seed, offset + i as u64, part));
+        }
+    });
+}
+
 impl ByteSource for Bytes {
     fn len(&self) -> u64 {
         self.len
@@ -344,7 +365,7 @@ impl ByteSource for Bytes {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         match &self.content {
-            Content::Random(filler) => filler.fill(self.seed, offset, buf),
+            Content::Random(filler) => fill_together(filler, self.seed, offset, buf),
             Content::Ones => {
                 let one = 1f32.to_le_bytes();
                 for (i, byte) in buf.iter_mut().enumerate() {

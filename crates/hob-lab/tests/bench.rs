@@ -1,7 +1,10 @@
 //! A whole bench of a tiny synthesized model: what is measured where, and that nothing asserts a speed.
 
+use std::path::Path;
+
 use hob_compute::{Compute, Pick, Picked, Token};
 use hob_cpu::{Cpu, CpuConfig};
+use hob_engine::TraceSummary;
 use hob_lab::bench::{self, BenchConfig, BenchError, Kv, KvFormats, Row, Subject, Test, Watch};
 use hob_lab::synth::{Mix, Shape, Synth};
 use hob_model::{Batch, KvLayout, KvPair, Layout, Model};
@@ -43,6 +46,8 @@ fn config() -> BenchConfig {
         ctx_tokens: 400,
         kv: vec![KvFormats::f16()],
         fill_seconds: 60.0,
+        gpu: None,
+        profile: None,
     }
 }
 
@@ -123,7 +128,7 @@ fn a_synthesized_model_computes() {
             let token = Token::Host(position * 7);
             let rows = vec![hob_model::Row { sequence, position, token, logits: true }];
             let n = model.step(&mut dev, &Batch { rows }).expect("step");
-            dev.pick(&Pick { logits: model.logits(), rows: n, k: 2 }).expect("pick");
+            dev.pick(&Pick { logits: model.logits(), rows: n, k: 2, draws: &[] }).expect("pick");
             let ticket = dev.submit().expect("submit");
             let mut picked = Picked::default();
             dev.picked(ticket, &mut picked).expect("picked");
@@ -169,4 +174,37 @@ fn formats_of_kv_stand_side_by_side_with_their_own_bytes() {
         let found = gb * 1e9 / row.samples[0].tokens_per_s;
         assert!((found / per_token - 1.0).abs() < 1e-6, "{}: {found} of {per_token}", row.kv_format);
     }
+}
+
+/// A timeline of a bench has every step and every verb, in one JSON file.
+#[test]
+fn a_bench_leaves_a_timeline() {
+    #[derive(Default)]
+    struct Timeline(String);
+    impl Watch for Timeline {
+        fn phase(&mut self, _what: &str) {}
+        fn row(&mut self, _row: &Row) {}
+        fn profile(&mut self, path: &Path, result: std::io::Result<TraceSummary>) {
+            assert!(result.expect("complete").to_string().contains("linear"));
+            self.0 = std::fs::read_to_string(path).expect("a file");
+        }
+    }
+    let (synth, dir) = (synth(), hob_testkit::temp::TempDir::new("bench-trace"));
+    let config = BenchConfig { depths: vec![0], repeat: 1, profile: Some(dir.join("t.json")), ..config() };
+    let mut timeline = Timeline::default();
+    bench::run(&config, &subject(&synth), &mut timeline).expect("bench");
+    let events: Vec<serde_json::Value> = serde_json::from_str(&timeline.0).expect("JSON");
+    let count = |cat: &str, name: &str| {
+        events
+            .iter()
+            .filter(|e| e["cat"] == cat && e["name"].as_str().unwrap_or("").starts_with(name))
+            .count()
+    };
+    // Two thread counts, each with a first sample that is not kept.
+    assert_eq!(["prefill", "decode", "check"].map(|kind| count("engine", kind)), [4, 16, 32]);
+    assert_eq!(count("embed", "embed"), 4 + 16 + 32);
+    assert!(count("linear", "linear blk.") > 0 && count("attend", "attend") > 0);
+    let missing = BenchConfig { profile: Some(dir.join("no/such/folder")), ..config };
+    let error = bench::run(&missing, &subject(&synth), &mut timeline).expect_err("no folder").to_string();
+    assert!(error.contains("timeline") && error.contains("no/such/folder"), "{error}");
 }

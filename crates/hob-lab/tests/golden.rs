@@ -78,6 +78,36 @@ fn fixtures_with_windows_pass() {
     assert_passes(&fixtures, &mut cpu(2, true));
 }
 
+/// The software adapter where there is one, unless `HOB_TEST_ADAPTER` names another by its index.
+fn gpu() -> Option<hob_gpu::Gpu> {
+    let all = hob_gpu::adapters();
+    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
+    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
+        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
+        return None;
+    };
+    let config = hob_gpu::GpuConfig { adapter, exact: true, ..hob_gpu::GpuConfig::default() };
+    Some(hob_gpu::Gpu::open(&config).expect("the adapter opens"))
+}
+
+#[test]
+fn fixtures_pass_on_a_gpu() {
+    let Some(mut gpu) = gpu() else { return };
+    assert_passes(&fixtures(), &mut gpu);
+}
+
+#[test]
+fn fixtures_with_windows_pass_on_a_gpu() {
+    let Some(mut gpu) = gpu() else { return };
+    assert_passes(&WINDOWED.map(fixture), &mut gpu);
+}
+
+#[test]
+fn fixtures_with_mixtures_and_convolutions_pass_on_a_gpu() {
+    let Some(mut gpu) = gpu() else { return };
+    assert_passes(&["qwen3_moe", "lfm2", "lfm2_moe"].map(fixture), &mut gpu);
+}
+
 #[test]
 fn an_inexact_device_is_refused() {
     let report = golden::run(&fixtures()[..1], &mut Reference::new(false));

@@ -19,5 +19,5 @@ pub(crate) use ends::FINAL_NORM;
 pub(crate) use gqa::{GqaNames, GqaStyle, QkNorm};
 pub(crate) use hybrid::HybridStyle;
 pub(crate) use moe::MoeNames;
-pub(crate) use step::{RopeTable, Step};
+pub(crate) use step::Step;
 pub(crate) use swiglu::FfnNames;

@@ -25,3 +25,21 @@ pub struct Footprint {
     /// Bytes of tables whose rows are gathered from the mapped file: page cache that the system may drop, in no line.
     pub mapped: u64,
 }
+
+impl Footprint {
+    /// Adds what another device holds; lines of one name become one.
+    pub(crate) fn add(&mut self, other: Footprint) {
+        for line in other.lines {
+            match self.lines.iter_mut().find(|l| l.name == line.name) {
+                Some(mine) => mine.bytes = mine.bytes.saturating_add(line.bytes),
+                None => self.lines.push(line),
+            }
+        }
+        self.weights = self.weights.saturating_add(other.weights);
+        self.kv = self.kv.saturating_add(other.kv);
+        self.state = self.state.saturating_add(other.state);
+        self.scratch = self.scratch.saturating_add(other.scratch);
+        self.total = self.total.saturating_add(other.total);
+        self.mapped = self.mapped.saturating_add(other.mapped);
+    }
+}

@@ -11,7 +11,8 @@ use hob_quant::{Format, KvFormat};
 
 use crate::arch::{self, Architecture};
 use crate::config::ROPE_TENSORS;
-use crate::needs::{Needs, Rows};
+use crate::needs::{Needs, Rows, Scratch};
+use crate::placement::gpu_bytes;
 use crate::source::FileTensors;
 use crate::stacked;
 use crate::state::{groups, snapshot_budget};
@@ -30,7 +31,7 @@ pub struct ModelInfo {
     slots: Vec<Slot>,
     /// Format of each slot.
     formats: Vec<Format>,
-    scratch: Vec<(Rows, usize)>,
+    pub(crate) scratch: Vec<Scratch>,
     states: Vec<LayerState>,
 }
 
@@ -60,9 +61,8 @@ impl ModelInfo {
         let names = source.tensors().iter().map(|t| t.name.as_str());
         let extra = names.filter(|&n| !used.contains(n) && !rotary(n));
         let unexpected = extra.map(str::to_string).collect();
-        let scratch = needs.scratch.iter().map(|s| (s.rows, s.width)).collect();
-        let states = arch.state_plan();
-        Ok(ModelInfo { config, unexpected, naming, slots: needs.slots, formats, scratch, states })
+        let (slots, scratch, states) = (needs.slots, needs.scratch, arch.state_plan());
+        Ok(ModelInfo { config, unexpected, naming, slots, formats, scratch, states })
     }
 
     /// The tensors a model of this config reads, in the order they are loaded: what a synthesizer must provide.
@@ -94,36 +94,47 @@ impl ModelInfo {
         distinct.map(|s| s.rows as u64 * s.cols as u64).sum()
     }
 
-    /// Memory by line under `layout`.
+    /// Memory by line under `layout`, of all devices together.
     pub fn footprint(&self, layout: &Layout) -> Footprint {
+        let mut all = self.device_footprint(layout, 0);
+        for device in 1..layout.placement.devices() {
+            all.add(self.device_footprint(layout, device));
+        }
+        all
+    }
+
+    /// Memory by line under `layout` that device `device` holds.
+    pub fn device_footprint(&self, layout: &Layout, device: usize) -> Footprint {
         let mut lines = Vec::new();
         let mut line = |name: String, bytes: u64| lines.push(Line { name, bytes });
+        let here = || self.slots().filter(|(s, _)| self.device_of(s, &layout.placement) == device);
+        let held = if device == 0 { device_bytes } else { gpu_bytes };
         let mut weights = 0;
         for group in Group::ALL {
-            let bytes = self.slots().filter(|(s, _)| s.group == group).map(|(s, f)| device_bytes(s, f)).sum();
+            let bytes = here().filter(|(s, _)| s.group == group).map(|(s, f)| held(s, f)).sum();
             weights += bytes;
-            if bytes == 0 && group == Group::Experts {
+            if bytes == 0 && (group == Group::Experts || layout.placement.devices() > 1) {
                 continue;
             }
             line(group.title().to_string(), bytes);
         }
-        let pages = self.page_lines(layout);
+        let pages = self.page_lines(layout, device);
         let kv = pages.iter().map(|l| l.bytes).sum();
         pages.into_iter().for_each(|l| line(l.name, l.bytes));
-        let mut state = self.state_shapes(layout).map(|[rows, width]| rows as u64 * width as u64 * 4).sum();
+        let mut state = self.device_state(layout, device);
         if state > 0 {
             line(format!("recurrent state{}, f32", times(layout)), state);
         }
-        let snapshots = snapshot_budget(self, layout);
+        // Snapshots are kept by the host, wherever their layers are.
+        let snapshots = if device == 0 { snapshot_budget(self, layout) } else { 0 };
         if snapshots > 0 {
             line("snapshots of recurrent state, f32".into(), snapshots);
             state += snapshots;
         }
         let rotary = self.config.ropes.iter().map(|r| r.rotary as u64 / 2 * 4).sum::<u64>();
-        let scratch = rotary
-            + self.scratch_shapes(layout).map(|[rows, width]| rows as u64 * width as u64 * 4).sum::<u64>();
+        let scratch = rotary + self.device_scratch(layout, device);
         line(format!("activations: {} rows", layout.chunk_rows), scratch);
-        let tables = self.slots().filter(|(s, _)| s.kind == WeightKind::Table);
+        let tables = here().filter(|(s, _)| s.kind == WeightKind::Table && device == 0);
         let mapped = tables.map(|(s, f)| file_bytes(s, f)).sum();
         Footprint { lines, weights, kv, state, scratch, total: weights + kv + state + scratch, mapped }
     }
@@ -131,14 +142,9 @@ impl ModelInfo {
     /// Bytes one decode step at `position` (0 for the first token) must move: every weight once, one row of the
     /// embedding, and K and V of the positions that each layer attends to.
     pub fn bytes_per_token(&self, position: usize, kv: &KvLayout) -> u64 {
-        let weights = self.slots().map(|(slot, format)| match slot.kind {
-            WeightKind::Table => format.row_bytes(slot.cols).unwrap_or(0) as u64,
-            WeightKind::Experts { count } => device_bytes(slot, format) / count.max(1) as u64 * used(slot),
-            WeightKind::Matrix | WeightKind::Vector => device_bytes(slot, format),
-        });
+        let weights = self.slots().map(|(slot, format)| self.step_bytes(slot, format));
         // What is remembered in fixed size is read and written.
-        let states = self.scratch.iter().filter(|(rows, _)| *rows == Rows::Sequences);
-        let states = states.map(|&(_, width)| 2 * 4 * width as u64).sum::<u64>();
+        let states = self.state_buffers().map(|(_, width)| 2 * 4 * width as u64).sum::<u64>();
         let kv = self
             .config
             .layers
@@ -146,6 +152,15 @@ impl ModelInfo {
             .enumerate()
             .map(|(i, layer)| self.position_bytes(i, kv) * layer.visible(position) as u64);
         weights.sum::<u64>() + kv.sum::<u64>() + states
+    }
+
+    /// Bytes of a slot that one decode step reads.
+    pub(crate) fn step_bytes(&self, slot: &Slot, format: Format) -> u64 {
+        match slot.kind {
+            WeightKind::Table => format.row_bytes(slot.cols).unwrap_or(0) as u64,
+            WeightKind::Experts { count } => device_bytes(slot, format) / count.max(1) as u64 * used(slot),
+            WeightKind::Matrix | WeightKind::Vector => device_bytes(slot, format),
+        }
     }
 
     /// Bytes of K and V that one token adds, over all layers (the first block of a sequence, which stays in f16, not
@@ -167,7 +182,7 @@ impl ModelInfo {
     }
 
     /// Bytes of K and V that one position adds to a layer.
-    fn position_bytes(&self, layer: usize, kv: &KvLayout) -> u64 {
+    pub(crate) fn position_bytes(&self, layer: usize, kv: &KvLayout) -> u64 {
         self.page_spec(layer, kv).map_or(0, |spec| spec.page_bytes() as u64 / PAGE_POSITIONS as u64)
     }
 
@@ -198,10 +213,14 @@ impl ModelInfo {
     }
 
     /// KV pages by what bounds them and by formats, then what cached prefixes may take beside the sequences.
-    fn page_lines(&self, layout: &Layout) -> Vec<Line> {
+    fn page_lines(&self, layout: &Layout, device: usize) -> Vec<Line> {
         let mut lines: Vec<Line> = Vec::new();
         let mut cached = 0u64;
-        for group in groups(self, layout) {
+        for mut group in groups(self, layout) {
+            group.layers.retain(|&layer| layout.placement.layer(layer) == device);
+            if group.layers.is_empty() {
+                continue;
+            }
             let (sequences, formats) = (times(layout), group.formats());
             let name = match group.window.filter(|_| group.slides(layout)) {
                 Some(w) => format!("KV pages: window of {w} tokens{sequences}, {formats}"),
@@ -221,27 +240,15 @@ impl ModelInfo {
         lines
     }
 
-    /// `[rows, width]` of every buffer, in the order they were declared.
-    pub(crate) fn buffer_shapes(&self, layout: &Layout) -> impl Iterator<Item = [usize; 2]> {
-        self.scratch.iter().map(|&(rows, width)| [buffer_rows(rows, layout), width])
-    }
-
-    /// `[rows, width]` of every activation buffer.
-    fn scratch_shapes(&self, layout: &Layout) -> impl Iterator<Item = [usize; 2]> {
-        let scratch = self.scratch.iter().filter(|(rows, _)| *rows != Rows::Sequences);
-        scratch.map(|&(rows, width)| [buffer_rows(rows, layout), width])
-    }
-
-    /// `[rows, width]` of every buffer of recurrent state.
-    fn state_shapes(&self, layout: &Layout) -> impl Iterator<Item = [usize; 2]> {
-        let states = self.scratch.iter().filter(|(rows, _)| *rows == Rows::Sequences);
-        states.map(|&(rows, width)| [buffer_rows(rows, layout), width])
+    /// `[rows, width]` of every buffer, in the order they were declared, and the layer whose memory it is.
+    pub(crate) fn buffer_shapes(&self, layout: &Layout) -> impl Iterator<Item = ([usize; 2], Option<usize>)> {
+        self.scratch.iter().map(|s| ([buffer_rows(s.rows, layout), s.width], s.layer))
     }
 
     /// The buffers of recurrent state: which of [`ModelInfo::buffer_shapes`], and floats per sequence.
     pub(crate) fn state_buffers(&self) -> impl Iterator<Item = (usize, usize)> {
         let all = self.scratch.iter().enumerate();
-        all.filter(|(_, (rows, _))| *rows == Rows::Sequences).map(|(i, &(_, width))| (i, width))
+        all.filter(|(_, s)| s.rows == Rows::Sequences).map(|(i, s)| (i, s.width))
     }
 
     /// Whether a layer remembers more than K and V, so that a sequence cannot be cut at any length.
@@ -259,7 +266,7 @@ pub(crate) fn build(config: &Config, naming: Naming) -> Result<(Box<dyn Architec
     Ok((arch, needs))
 }
 
-fn buffer_rows(rows: Rows, layout: &Layout) -> usize {
+pub(crate) fn buffer_rows(rows: Rows, layout: &Layout) -> usize {
     match rows {
         Rows::Chunk => layout.chunk_rows,
         Rows::Logits => layout.logit_rows,
@@ -274,7 +281,7 @@ fn times(layout: &Layout) -> String {
 }
 
 /// Experts of a slot that one token reads.
-fn used(slot: &Slot) -> u64 {
+pub(crate) fn used(slot: &Slot) -> u64 {
     slot.stacked.as_ref().map_or(0, |s| s.used as u64)
 }
 

@@ -3,7 +3,7 @@
 use hob_compute::PAGE_POSITIONS;
 use hob_quant::KvFormat;
 
-use crate::{ModelError, Result};
+use crate::{ModelError, Placement, Result};
 
 /// Formats of K and V of one layer.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -57,6 +57,8 @@ pub struct Layout {
     pub cached_tokens: usize,
     /// Threads of the device. No size depends on it; it stands here because the forecast reads it.
     pub threads: usize,
+    /// Which device has what.
+    pub placement: Placement,
 }
 
 impl Layout {
@@ -74,6 +76,7 @@ impl Layout {
             kv: KvLayout::default(),
             cached_tokens: 0,
             threads: 1,
+            placement: Placement::default(),
         }
     }
 

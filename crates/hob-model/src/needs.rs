@@ -70,6 +70,14 @@ impl Group {
     }
 }
 
+/// The part of a model that a tensor belongs to.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Section {
+    Embedding,
+    Layer(usize),
+    Head,
+}
+
 /// A tensor the architecture reads, or consecutive rows of one. A tied head reads the embedding's tensor a second time,
 /// as another kind; a fused matrix is read by one slot for each of its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +86,7 @@ pub struct Slot {
     pub name: String,
     pub kind: WeightKind,
     pub group: Group,
+    pub section: Section,
     /// 1 for a vector.
     pub rows: usize,
     pub cols: usize,
@@ -126,6 +135,8 @@ pub(crate) struct Scratch {
     pub role: &'static str,
     pub rows: Rows,
     pub width: usize,
+    /// The layer whose memory it is; `None` for what layers share.
+    pub layer: Option<usize>,
 }
 
 /// Collects declarations while an architecture is built.
@@ -135,11 +146,18 @@ pub(crate) struct Needs {
     pub slots: Vec<Slot>,
     pub scratch: Vec<Scratch>,
     zero_centred: bool,
+    section: Section,
 }
 
 impl Needs {
     pub fn new(naming: Naming) -> Self {
-        Needs { naming, slots: Vec::new(), scratch: Vec::new(), zero_centred: false }
+        let section = Section::Embedding;
+        Needs { naming, slots: Vec::new(), scratch: Vec::new(), zero_centred: false, section }
+    }
+
+    /// What is declared from here on belongs to `section`.
+    pub fn begin(&mut self, section: Section) {
+        self.section = section;
     }
 
     /// From here on norms are zero-centred: Hugging Face checkpoints store their weights less one. GGUF converters add
@@ -150,7 +168,19 @@ impl Needs {
 
     fn slot(&mut self, name: String, kind: WeightKind, group: Group, [rows, cols]: [usize; 2]) -> WeightId {
         let shape = if kind == WeightKind::Vector { vec![cols] } else { vec![rows, cols] };
-        self.push(Slot { name, kind, group, rows, cols, shape, first: 0, add_one: false, stacked: None })
+        let section = self.section;
+        self.push(Slot {
+            name,
+            kind,
+            group,
+            section,
+            rows,
+            cols,
+            shape,
+            first: 0,
+            add_one: false,
+            stacked: None,
+        })
     }
 
     fn push(&mut self, slot: Slot) -> WeightId {
@@ -173,8 +203,19 @@ impl Needs {
         first: usize,
         [rows, cols]: [usize; 2],
     ) -> WeightId {
-        let (kind, shape) = (WeightKind::Matrix, shape.to_vec());
-        self.push(Slot { name, kind, group, rows, cols, shape, first, add_one: false, stacked: None })
+        let (kind, shape, section) = (WeightKind::Matrix, shape.to_vec(), self.section);
+        self.push(Slot {
+            name,
+            kind,
+            group,
+            section,
+            rows,
+            cols,
+            shape,
+            first,
+            add_one: false,
+            stacked: None,
+        })
     }
 
     /// A `[rows, cols]` table whose rows are gathered.
@@ -194,6 +235,7 @@ impl Needs {
             name,
             kind,
             group,
+            section: self.section,
             rows: 1,
             cols,
             shape: vec![of],
@@ -236,6 +278,7 @@ impl Needs {
             name,
             kind: WeightKind::Experts { count },
             group: Group::Experts,
+            section: self.section,
             rows: count * rows,
             cols,
             shape: shape.to_vec(),
@@ -248,13 +291,17 @@ impl Needs {
     /// A layer's own buffer of what it remembers, one row per sequence. Rows of positions before 0 count as zero, so it
     /// is never cleared.
     pub fn state(&mut self, role: &'static str, width: usize) -> BufId {
-        self.scratch.push(Scratch { role, rows: Rows::Sequences, width });
+        let layer = match self.section {
+            Section::Layer(layer) => Some(layer),
+            Section::Embedding | Section::Head => None,
+        };
+        self.scratch.push(Scratch { role, rows: Rows::Sequences, width, layer });
         BufId(self.scratch.len() - 1)
     }
 
     /// The buffer of this role and width: layers of one shape share it.
     pub fn scratch(&mut self, role: &'static str, rows: Rows, width: usize) -> BufId {
-        let wanted = Scratch { role, rows, width };
+        let wanted = Scratch { role, rows, width, layer: None };
         let at = self.scratch.iter().position(|s| *s == wanted).unwrap_or_else(|| {
             self.scratch.push(wanted);
             self.scratch.len() - 1

@@ -5,6 +5,7 @@
 
 mod load;
 mod memory;
+mod rehearse;
 
 pub use memory::{Image, MemoryUse};
 
@@ -86,7 +87,7 @@ impl Model {
         let (arch, _) = crate::info::build(&info.config, info.naming())?;
         // Pages and buffers first: whether they fit is known before gigabytes are read.
         let pools = PagePools::new(&info, layout, dev)?;
-        let held = match Held::load(source, &info, dev, progress) {
+        let held = match Held::load(source, &info, dev, &layout.placement, progress) {
             Ok(held) => held,
             Err(e) => return pools.release(dev).and(Err(e)),
         };
@@ -95,10 +96,10 @@ impl Model {
             Err(e) => return pools.release(dev).and(held.release(dev)).and(Err(e)),
         };
         let id = source.model_id();
-        let identity = identity(&id, &info, &layout.kv, dev.info(), &room.frequencies);
+        let identity = identity(&id, &info, layout, dev.info(), &room.frequencies);
         let prefixes = Prefixes::new(identity, snapshot_budget(&info, layout));
         let sequences = Sequences::new(layout, info.config.layers.len(), pools, prefixes, 0);
-        Ok(Model {
+        let mut model = Model {
             layout: layout.clone(),
             states: room.states(&info),
             exact: dev.info().exact,
@@ -114,7 +115,11 @@ impl Model {
             arch,
             held,
             room,
-        })
+        };
+        match model.rehearse(dev) {
+            Ok(()) => Ok(model),
+            Err(e) => model.unload(dev).and(Err(e)),
+        }
     }
 
     pub fn info(&self) -> &ModelInfo {

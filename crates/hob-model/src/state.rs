@@ -13,7 +13,7 @@ mod seal;
 mod sequences;
 
 pub(crate) use pages::PagePools;
-pub(crate) use plan::{groups, image_bytes, snapshot_budget};
+pub(crate) use plan::{Group, groups, image_bytes, snapshot_budget};
 pub(crate) use prefixes::Prefixes;
 pub(crate) use resume::StateBuf;
 pub(crate) use sequences::{Sequence, Sequences};

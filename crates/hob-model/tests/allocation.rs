@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::*;
-use hob_compute::{Compute, Pick, Picked, Token};
+use hob_compute::{Compute, Pick, Picked, Placed, Token};
 use hob_files::ModelFile;
-use hob_model::Row;
+use hob_model::{Layout, Placement, Row};
 use hob_quant::Format;
 use hob_testkit::alloc::{CountingAllocator, measure_process};
 use hob_testkit::tiny::TinySpec;
@@ -19,18 +19,23 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 #[test]
 fn decode_steps_allocate_nothing_after_warm_up() {
     let tiny = gguf(&TinySpec::llama(), Format::Q4_1);
-    steps_allocate_nothing(&tiny.file);
+    let plain = || -> (Box<dyn Compute>, Placement) { (Box::new(cpu(2, false)), Placement::default()) };
+    steps_allocate_nothing(&tiny.file, plain());
+    // On two devices: rows cross in both directions, the ids come back for the table.
+    let two: Vec<Box<dyn Compute>> = vec![Box::new(cpu(1, false)), Box::new(cpu(1, false))];
+    let split = Placement { layers: vec![1, 0], head: 1, ..Placement::default() };
+    steps_allocate_nothing(&tiny.file, (Box::new(Placed::new(two).expect("two devices")), split));
     // Norms of heads, windows, sandwiched branches, two rotary tables, capped logits.
     for name in ["gemma2", "gemma3"] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        steps_allocate_nothing(&Arc::new(ModelFile::open(&dir).expect("a folder")));
+        steps_allocate_nothing(&Arc::new(ModelFile::open(&dir).expect("a folder")), plain());
     }
 }
 
-fn steps_allocate_nothing(file: &Arc<ModelFile>) {
-    let mut dev = cpu(2, false);
-    let layout = layout(600, 2, 64);
-    let mut model = hob_model::Model::load(file.clone(), &mut dev, &layout, &mut |_, _| ()).expect("a model");
+fn steps_allocate_nothing(file: &Arc<ModelFile>, (mut dev, placement): (Box<dyn Compute>, Placement)) {
+    let dev = dev.as_mut();
+    let layout = Layout { placement, ..layout(600, 2, 64) };
+    let mut model = hob_model::Model::load(file.clone(), dev, &layout, &mut |_, _| ()).expect("a model");
     let ids = [0, 1].map(|_| model.new_sequence().expect("a free sequence"));
     let mut batch = hob_model::Batch::default();
     let mut picked = Picked::default();
@@ -42,8 +47,8 @@ fn steps_allocate_nothing(file: &Arc<ModelFile>) {
             for (&sequence, &token) in ids.iter().zip(&next) {
                 batch.rows.push(Row { sequence, position, token: Token::Host(token), logits: true });
             }
-            let rows = model.step(&mut dev, &batch).expect("a step");
-            dev.pick(&Pick { logits: model.logits(), rows, k: 1 }).expect("a pick");
+            let rows = model.step(dev, &batch).expect("a step");
+            dev.pick(&Pick { logits: model.logits(), rows, k: 1, draws: &[] }).expect("a pick");
             let ticket = dev.submit().expect("a ticket");
             dev.picked(ticket, &mut picked).expect("results");
             next.copy_from_slice(&picked.tokens);

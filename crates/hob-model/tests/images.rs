@@ -28,7 +28,7 @@ fn store(bench: &mut Bench, id: SeqId, prompt: &[u32]) -> Stored {
     for (range, _) in PIECES {
         let held = bench.model.seq_len(id).expect("a sequence");
         bench.feed(id, &prompt[held..range.end], 64);
-        let image = bench.model.export(bench.dev.as_ref(), id, range.clone()).expect("held");
+        let image = bench.model.export(bench.dev.as_mut(), id, range.clone()).expect("held");
         assert_eq!(image.len(), bench.model.image_bytes(range));
         images.push(image);
     }
@@ -63,7 +63,7 @@ fn a_fresh_model_continues_from_images_bit_for_bit() {
             fresh.open();
             let id = fresh.open();
             load(&mut fresh, id, &prompt, &stored);
-            let again = fresh.model.export(fresh.dev.as_ref(), id, PIECES[3].0.clone()).expect("held");
+            let again = fresh.model.export(fresh.dev.as_mut(), id, PIECES[3].0.clone()).expect("held");
             assert!(again == stored.images[3], "{name}: an image of what was imported");
             let continued = fresh.feed(id, &tail, 3);
             assert_same_bits(&continued, &expected, tiny.vocab, &format!("{name}, device {kind}, {kv:?}"));
@@ -97,14 +97,14 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     let id = bench.open();
     let stored = store(&mut bench, id, &prompt);
     let expected = bench.feed(id, &tail, 8);
-    let refused = |bench: &Bench, range: Range<usize>| {
-        let error = bench.model.export(bench.dev.as_ref(), id, range).expect_err("not held");
+    let refused = |bench: &mut Bench, range: Range<usize>| {
+        let error = bench.model.export(bench.dev.as_mut(), id, range).expect_err("not held");
         assert!(matches!(error, ModelError::Image { .. }), "{error}");
         error.to_string()
     };
-    assert!(refused(&bench, 300..309).contains("308"));
+    assert!(refused(&mut bench, 300..309).contains("308"));
     #[allow(clippy::reversed_empty_ranges, reason = "that such a range is refused is what is tested")]
-    refused(&bench, 20..10);
+    refused(&mut bench, 20..10);
     bench.model.truncate(id, 100).expect("KV goes back anywhere");
     let good = &stored.images[1];
     let longer: Vec<u8> = good.iter().copied().chain([0]).collect();
@@ -142,9 +142,9 @@ fn positions_that_left_a_window_are_not_exported() {
     let mut bench = Bench::of(&tiny, device(1), &layout(640, 1, 64));
     let id = bench.open();
     bench.feed(id, &prompt, 64);
-    let error = bench.model.export(bench.dev.as_ref(), id, 200..600).expect_err("released").to_string();
+    let error = bench.model.export(bench.dev.as_mut(), id, 200..600).expect_err("released").to_string();
     assert!(error.contains("window") && error.contains("200"), "{error}");
-    bench.model.export(bench.dev.as_ref(), id, 590..600).expect("still seen");
+    bench.model.export(bench.dev.as_mut(), id, 590..600).expect("still seen");
 }
 
 #[test]

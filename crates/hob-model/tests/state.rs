@@ -6,7 +6,8 @@ mod common;
 use std::time::Instant;
 
 use common::*;
-use hob_model::{Image, KvLayout, KvPair, Layout, ModelError};
+use hob_compute::{Pick, Picked, Token};
+use hob_model::{Image, KvLayout, KvPair, Layout, ModelError, Row};
 use hob_quant::{Format, KvFormat};
 use hob_testkit::tiny::TinySpec;
 
@@ -230,6 +231,48 @@ fn beginnings_are_evicted_with_all_that_hangs_on_them() {
     assert_eq!(memory.tokens, 7 * 400, "{memory:?}");
 }
 
+/// Rows whose tokens only the device knows: their pages wait until the tokens are known, and they can be taken back.
+#[test]
+fn tokens_may_become_known_later() {
+    let tiny = llama();
+    let prompt = tokens(60, 252, tiny.vocab);
+    let mut bench = Bench::of(&tiny, device(1), &cached(640, 2, 1024));
+    let id = bench.open();
+    bench.feed(id, &prompt, 63);
+    // The last row of the last chunk, then each row alone.
+    let mut row = 62;
+    let mut known = prompt.clone();
+    for position in 252..262 {
+        // The host learns one token later than the device.
+        let pick = Pick { logits: bench.model.logits(), rows: row + 1, k: 1, draws: &[] };
+        bench.dev.pick(&pick).expect("a pick");
+        let token = Token::Device(row as u32);
+        bench.batch.rows.push(Row { sequence: id, position, token, logits: true });
+        let ticket = bench.dev.submit().expect("a ticket");
+        bench.step().expect("a step");
+        bench.seal(id, &known);
+        let full = usize::from(known.len() >= 256);
+        assert_eq!(bench.model.memory().nodes, full, "{} of {} tokens known", known.len(), position + 1);
+        let short = bench.model.keep(bench.dev.as_mut(), id, &known).expect_err("not all tokens are known");
+        assert!(matches!(short, ModelError::Batch { .. }), "{short}");
+        let mut picked = Picked::default();
+        bench.dev.picked(ticket, &mut picked).expect("results");
+        known.push(picked.chosen[row]);
+        row = 0;
+    }
+    // The last row comes to nothing; the page before it is shared as it was computed.
+    bench.model.truncate(id, 261).expect("KV goes back");
+    bench.keep(id, &known[..261]);
+    let rest = bench.feed(id, &prompt[..20], 7);
+    let whole: Vec<u32> = known[..261].iter().chain(&prompt[..20]).copied().collect();
+    let other = bench.open();
+    assert_eq!(bench.resume(other, &whole, 280), 261);
+    assert_eq!(bench.feed(other, &whole[261..], 64), rest);
+    let mut fresh = Bench::of(&tiny, device(1), &cached(640, 1, 0));
+    let id = fresh.open();
+    assert_continues(&rest, &fresh.feed(id, &whole, 64), 261, tiny.vocab, "after a row was taken back");
+}
+
 #[test]
 fn what_was_not_computed_is_never_shared() {
     let tiny = llama();
@@ -242,7 +285,7 @@ fn what_was_not_computed_is_never_shared() {
     let refusals = [
         bench.model.seal(bench.dev.as_mut(), id, &wrong),
         bench.model.keep(bench.dev.as_mut(), id, &wrong),
-        bench.model.seal(bench.dev.as_mut(), id, &prompt[..299]),
+        bench.model.keep(bench.dev.as_mut(), id, &prompt[..299]),
     ];
     for refusal in refusals {
         let refusal = refusal.expect_err("not its tokens");

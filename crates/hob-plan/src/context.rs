@@ -11,6 +11,7 @@ use crate::error::PlanError;
 use crate::forecast::{Decode, half_speed};
 use crate::history::Entry;
 use crate::machine::Machine;
+use crate::placing::Placer;
 use crate::plan::{Kept, Notes, Sizes};
 use crate::units::{show_bytes, show_count};
 use crate::wish::{Wish, show_pair};
@@ -70,12 +71,29 @@ pub struct FormatAt {
 pub(crate) struct Room<'a> {
     pub sizes: &'a dyn Sizes,
     pub shape: &'a Layout,
+    /// What the parts on all devices may take together.
     pub budget: &'a Budget,
+    /// What each of them may take, where a GPU has a part.
+    pub placer: Option<&'a Placer<'a>>,
 }
 
 impl Room<'_> {
+    fn with(&self, kv: &KvLayout, ctx_tokens: usize) -> Layout {
+        Layout { ctx_tokens, kv: kv.clone(), ..self.shape.clone() }
+    }
+
     fn at(&self, kv: &KvLayout, ctx_tokens: usize) -> hob_model::Footprint {
-        self.sizes.footprint(&Layout { ctx_tokens, kv: kv.clone(), ..self.shape.clone() })
+        self.sizes.footprint(&self.with(kv, ctx_tokens))
+    }
+
+    /// Whether every device holds its part.
+    pub fn holds(&self, layout: &Layout) -> bool {
+        match self.placer.filter(|_| layout.placement.devices() > 1) {
+            Some(placer) => {
+                placer.holds(layout) && placer.ram.holds(self.sizes.device_footprint(layout, 0).total)
+            }
+            None => self.budget.holds(self.sizes.footprint(layout).total),
+        }
     }
 
     fn trained(&self) -> usize {
@@ -84,7 +102,7 @@ impl Room<'_> {
 
     /// The most tokens that fit with `kv`, at most the trained context.
     fn fits(&self, kv: &KvLayout) -> usize {
-        largest(self.trained(), |n| self.budget.holds(self.at(kv, n).total))
+        largest(self.trained(), |n| self.holds(&self.with(kv, n)))
     }
 
     /// Chooses the context; what was asked for is kept, and refused later if it does not fit.
@@ -146,14 +164,21 @@ impl Room<'_> {
     /// Tokens of earlier conversations that spare memory keeps: a quarter of what is left, in whole pages, and no more
     /// than `conversations` full contexts.
     pub fn cache(&self, context: &Context, conversations: usize) -> usize {
-        let at = |n: usize| {
-            let layout = Layout { ctx_tokens: context.tokens, cached_tokens: n, ..self.shape.clone() };
-            self.sizes.footprint(&layout).total
-        };
+        let with = |n: usize| Layout { ctx_tokens: context.tokens, cached_tokens: n, ..self.shape.clone() };
+        let at = |n: usize| self.sizes.footprint(&with(n)).total;
         let base = at(0);
         let spare = self.budget.bytes.map_or(CACHE_UNKNOWN, |b| b.saturating_sub(base) / CACHE_SHARE);
         let most = conversations.saturating_mul(context.tokens.next_multiple_of(PAGE_POSITIONS));
-        if most == 0 { 0 } else { largest(most, |n| at(n).saturating_sub(base) <= spare) }
+        if most == 0 {
+            0
+        } else {
+            largest(most, |n| at(n).saturating_sub(base) <= spare && self.room_beside(&with(n)))
+        }
+    }
+
+    /// Whether a GPU, if it has a part, holds it with what is cached.
+    fn room_beside(&self, layout: &Layout) -> bool {
+        self.placer.is_none() || layout.placement.devices() == 1 || self.holds(layout)
     }
 
     /// What every format would allow, best first.
@@ -184,7 +209,8 @@ impl Room<'_> {
     }
 
     fn limit(&self, machine: &Machine, past: Option<&Entry>, kv: &KvLayout, name: String) -> FormatLimit {
-        let kept = Kept { sizes: self.sizes, kv };
+        let layout = self.with(kv, 1);
+        let kept = Kept { sizes: self.sizes, layout: &layout, gpu: self.placer.map(|p| p.gpu) };
         let decode = Decode::new(machine, kept, self.shape.threads, past);
         let (trained, fits) = (self.trained(), self.fits(kv));
         let mut tokens: Vec<usize> = CTX_COMPARED.into_iter().filter(|&n| n <= trained).collect();
@@ -197,7 +223,7 @@ impl Room<'_> {
                 ctx_tokens,
                 kv_bytes: footprint.kv,
                 total_bytes: footprint.total,
-                fits: self.budget.holds(footprint.total),
+                fits: self.holds(&self.with(kv, ctx_tokens)),
                 decode_tokens_per_second: decode.at(kept, ctx_tokens.saturating_sub(1)).p50,
             }
         });

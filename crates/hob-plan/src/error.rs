@@ -38,6 +38,16 @@ pub enum PlanError {
         show_bytes(*needs_bytes), show_count(*ctx_tokens as u64), show_bytes(*limit_bytes)
     )]
     ModelDoesNotFit { needs_bytes: u64, ctx_tokens: usize, limit_bytes: u64, source_of_limit: String },
+    #[error(
+        "{layers} layers need {} on the GPU, but {} may be used ({source_of_limit}); {fits} fit: use --gpu {fits} or \
+         --gpu auto, a shorter --ctx, or a smaller --kv",
+        show_bytes(*needs_bytes), show_bytes(*limit_bytes)
+    )]
+    GpuDoesNotFit { layers: usize, fits: usize, needs_bytes: u64, limit_bytes: u64, source_of_limit: String },
+    #[error("a GPU was asked for, and there is none to use: {why}; leave --gpu out, or use --gpu off")]
+    NoGpu { why: String },
+    #[error("--experts-on disk: reading experts from disk while generating is not built yet; use cpu or gpu")]
+    ExpertsOnDisk,
     #[error("the run could not be added to {}: {problem}", path.display())]
     History { path: PathBuf, problem: String },
     #[error("the measured KV noise could not be kept in {}: {problem}", path.display())]

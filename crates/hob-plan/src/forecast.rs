@@ -1,8 +1,10 @@
 //! How fast a model will run: bytes over measured bandwidth. Owns the efficiency constants and how history replaces
 //! them; sizes come from `hob_model::ModelInfo` alone.
 
+use hob_model::Crossing;
 use serde::Serialize;
 
+use crate::gpus::GpuRates;
 use crate::history::{Entry, LEAST_DECODE_TOKENS, LEAST_PREFILL_TOKENS, Run, Speed};
 use crate::machine::Machine;
 use crate::plan::Kept;
@@ -18,6 +20,11 @@ const ONE_RUN_SPREAD: f64 = 0.10;
 /// The same for prefill, which no probe bounds: formats without a fast kernel can be several times slower.
 const PREFILL_LOW: f64 = 0.4;
 const PREFILL_HIGH: f64 = 1.3;
+/// The same shares of a GPU, its dispatches per layer, and those of the head.
+pub const GPU_DECODE_SHARE: f64 = 0.88;
+const GPU_PREFILL_SHARE: f64 = 0.75;
+const DISPATCHES_PER_LAYER: f64 = 8.0;
+const DISPATCHES_OF_ENDS: f64 = 6.0;
 /// Prompt length of the first-token figure.
 pub const PROMPT_TOKENS: usize = 1024;
 
@@ -147,11 +154,20 @@ pub fn forecast(
     }
 }
 
+/// Tokens per second of one decode step at `position`, from bandwidths alone.
+pub fn expected_decode(machine: &Machine, model: Kept<'_>, threads: usize, position: usize) -> f64 {
+    Decode::estimated(machine, model, threads).at(model, position).p50
+}
+
 /// Seconds per token = the longer of bytes / rate and multiply-adds / rate, + overhead.
 pub(crate) struct Decode {
     bytes_per_second: Quantiles,
     macs_per_second: f64,
     overhead: f64,
+    /// Median of the share that `bytes_per_second` assumes, so that a GPU's wobbles alike.
+    middle: f64,
+    /// Where a GPU has a part and nothing was measured of it.
+    gpu: Option<GpuRates>,
     basis: Basis,
 }
 
@@ -161,7 +177,8 @@ impl Decode {
         match past.and_then(|e| measured(&e.decode)) {
             Some((gb, basis)) => {
                 let bytes_per_second = gb.map(|g| g * 1e9);
-                Self { bytes_per_second, macs_per_second: f64::INFINITY, overhead: 0.0, basis }
+                let (middle, macs_per_second) = (bytes_per_second.p50, f64::INFINITY);
+                Self { bytes_per_second, macs_per_second, overhead: 0.0, middle, gpu: None, basis }
             }
             None => Self::estimated(machine, model, threads),
         }
@@ -171,23 +188,61 @@ impl Decode {
         let best = machine.read_gb_per_s(threads);
         let wobble = (machine.read_low_gb_per_s(threads) / best.max(f64::MIN_POSITIVE)).clamp(0.2, 1.0);
         let share = Quantiles::around(DECODE_SHARE, (1.0 - ESTIMATE_SPREAD) * wobble, 1.0 / DECODE_SHARE);
+        let bytes_per_second = share.map(|s| s * best * 1e9);
+        let placed = model.layout.placement.devices() > 1;
+        let layers = (0..model.layers()).filter(|&i| model.layout.placement.layer(i) == 0).count();
         Self {
-            bytes_per_second: share.map(|s| s * best * 1e9),
+            bytes_per_second,
+            middle: bytes_per_second.p50,
+            gpu: model.gpu.filter(|_| placed).and_then(|g| g.rates),
             macs_per_second: decode_gmacs_per_core(&machine.cpu.isa)
                 * 1e9
                 * threads.min(machine.cpu.cores) as f64,
-            overhead: model.layers() as f64 * LAYER_SECONDS,
+            overhead: layers as f64 * LAYER_SECONDS,
             basis: Basis::Estimated,
         }
     }
 
     pub(crate) fn at(&self, model: Kept<'_>, position: usize) -> Quantiles {
-        let bytes = model.bytes_per_token(position) as f64;
-        let arithmetic = model.macs_per_token(position) as f64 / self.macs_per_second;
+        let (bytes, macs, beside) = match &self.gpu {
+            Some(rates) => (
+                model.sizes.device_bytes_per_token(position, model.layout, 0),
+                model.sizes.device_macs_per_token(position, &model.layout.placement, 0),
+                gpu_seconds(model, rates, position),
+            ),
+            None => (model.bytes_per_token(position), model.macs_per_token(position), 0.0),
+        };
+        let arithmetic = macs as f64 / self.macs_per_second;
         self.bytes_per_second.map(|rate| {
-            let seconds = (bytes / rate).max(arithmetic) + self.overhead;
+            let beside = if beside > 0.0 { beside * self.middle / rate } else { 0.0 };
+            let seconds = (bytes as f64 / rate).max(arithmetic) + self.overhead + beside;
             if seconds > 0.0 && seconds.is_finite() { 1.0 / seconds } else { 0.0 }
         })
+    }
+}
+
+/// Seconds that a step spends on the GPU and on the way to it and back.
+fn gpu_seconds(model: Kept<'_>, rates: &GpuRates, position: usize) -> f64 {
+    let placement = &model.layout.placement;
+    let bytes = model.sizes.device_bytes_per_token(position, model.layout, 1) as f64;
+    let layers = (0..model.layers()).filter(|&i| placement.layer(i) == 1).count() as f64;
+    let dispatches = layers * DISPATCHES_PER_LAYER + DISPATCHES_OF_ENDS;
+    let crossings = model.sizes.crossings(placement);
+    let moved: f64 = crossings.iter().map(|c| crossing_seconds(c, rates, 1)).sum();
+    // Alone on the GPU, the next step is recorded while this one runs; else its result is waited for.
+    let waits = if crossings.is_empty() || placement.head == 0 { 0.0 } else { rates.round_trip_micros / 1e6 };
+    bytes / (rates.read_gb_per_s * 1e9 * GPU_DECODE_SHARE)
+        + dispatches * rates.dispatch_micros / 1e6
+        + moved
+        + waits
+}
+
+/// Seconds for `rows` rows to change the device: what comes from a GPU is waited for.
+fn crossing_seconds(crossing: &Crossing, rates: &GpuRates, rows: usize) -> f64 {
+    let bytes = (4 * crossing.floats * rows) as f64 / 1e9;
+    match crossing.to {
+        0 => rates.round_trip_micros / 1e6 + bytes / rates.download_gb_per_s.max(f64::MIN_POSITIVE),
+        _ => bytes / rates.upload_gb_per_s.max(f64::MIN_POSITIVE),
     }
 }
 
@@ -215,13 +270,30 @@ fn prefill(machine: &Machine, model: Kept<'_>, threads: usize, past: Option<&Ent
     match past.and_then(|e| measured(&e.prefill)) {
         Some((gmacs, basis)) => (gmacs.map(per_second), basis),
         None => {
-            let gmacs = Quantiles::around(prefill_gmacs(machine, threads), PREFILL_LOW, PREFILL_HIGH);
+            let gmacs = placed_gmacs(machine, model, threads);
+            let gmacs = Quantiles::around(gmacs, PREFILL_LOW, PREFILL_HIGH);
             (gmacs.map(per_second), Basis::Estimated)
         }
     }
 }
 
-/// 10^9 multiply-adds per second that prefill should reach.
+/// 10^9 multiply-adds per second that prefill should reach on the devices that have a part.
+fn placed_gmacs(machine: &Machine, model: Kept<'_>, threads: usize) -> f64 {
+    let own = prefill_gmacs(machine, threads);
+    let placement = &model.layout.placement;
+    let Some(rates) = model.gpu.filter(|_| placement.devices() > 1).and_then(|g| g.rates) else {
+        return own;
+    };
+    let part = |device| model.sizes.device_macs_per_token(PROMPT_TOKENS / 2, placement, device) as f64 / 1e9;
+    let rows = model.layout.chunk_rows.max(1);
+    let crossings = model.sizes.crossings(placement);
+    let moved: f64 = crossings.iter().map(|c| crossing_seconds(c, &rates, rows)).sum();
+    let of_gpu = rates.tflops * 1e3 / 2.0 * GPU_PREFILL_SHARE;
+    let seconds = part(0) / own + part(1) / of_gpu.max(f64::MIN_POSITIVE) + moved / rows as f64;
+    (part(0) + part(1)) / seconds.max(f64::MIN_POSITIVE)
+}
+
+/// 10^9 multiply-adds per second that prefill should reach on the CPU.
 fn prefill_gmacs(machine: &Machine, threads: usize) -> f64 {
     prefill_gmacs_per_core(&machine.cpu.isa) * threads.min(machine.cpu.cores) as f64
 }
@@ -256,7 +328,7 @@ impl Observed {
         });
         let prefill = (self.prompt_tokens >= LEAST_PREFILL_TOKENS && self.prefill_seconds > 0.0).then(|| {
             let gmacs = mean_macs(model, self.start, prompt_end) / 1e9 * self.prompt_tokens as f64;
-            Speed { actual: gmacs / self.prefill_seconds, predicted: prefill_gmacs(machine, threads) }
+            Speed { actual: gmacs / self.prefill_seconds, predicted: placed_gmacs(machine, model, threads) }
         });
         Run { decode, prefill }
     }

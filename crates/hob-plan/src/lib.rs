@@ -11,11 +11,13 @@ mod disk;
 mod error;
 mod facts;
 mod forecast;
+mod gpus;
 pub mod history;
 pub mod kv;
 mod kv_plan;
 mod limits;
 mod machine;
+mod placing;
 mod plan;
 mod show;
 #[cfg(test)]
@@ -29,12 +31,16 @@ pub use context::{Context, FormatAt, FormatLimit};
 pub use disk::{CACHE_DIR, DiskPlan, DiskWish};
 pub use error::PlanError;
 pub use facts::{Bound, CpuFacts, MemoryFacts, SysRoot, peak_bytes};
-pub use forecast::{Basis, DECODE_SHARE, Forecast, LAYER_SECONDS, Observed, PROMPT_TOKENS, Quantiles};
+pub use forecast::{
+    Basis, DECODE_SHARE, Forecast, LAYER_SECONDS, Observed, PROMPT_TOKENS, Quantiles, expected_decode,
+};
+pub use gpus::{Adapter, GPU_CACHE_FILE, GpuFacts, GpuProber, GpuRates, Gpus, RealGpus};
 pub use history::History;
 pub use kv::{KvChoice, KvNoise, KvRule, LayerChoice};
 pub use kv_plan::{KvBasis, KvGroup, KvMeasured, KvPlan};
 pub use limits::{LimitSource, MemoryLimit};
 pub use machine::{CACHE_FILE, Machine, Measured, Probe, Prober, ReadRate};
+pub use placing::GpuPlan;
 pub use plan::{Kept, MemoryLine, Plan, Sizes, Subject};
 pub use tuning::{Trial, TuningTable};
-pub use wish::{KvWish, Wish, show_pair};
+pub use wish::{ExpertsOn, GpuWish, KvWish, Wish, show_pair};

@@ -9,6 +9,7 @@ use hob_cpu::probe;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{CpuFacts, MemoryFacts, SysRoot};
+use crate::gpus::Gpus;
 use crate::tuning::TuningTable;
 use crate::units::{show_bytes, show_figures};
 
@@ -58,6 +59,9 @@ pub struct Machine {
     /// Found by [`Machine::tuned`]; the kernels' defaults where there is none.
     #[serde(default)]
     pub tuning: Option<TuningTable>,
+    /// Looked for by [`Machine::with_gpus`]; never from this cache.
+    #[serde(default, skip_deserializing)]
+    pub gpus: Gpus,
     /// What did not work about the cache, for people.
     #[serde(skip)]
     pub notes: Vec<String>,
@@ -118,6 +122,11 @@ impl Machine {
         Self::obtain(&SysRoot::default(), home, true, &mut CpuProber)
     }
 
+    /// The machine with its GPUs.
+    pub fn with_gpus(self, gpus: Gpus) -> Self {
+        Self { gpus, ..self }
+    }
+
     /// Keeps `tuning` with this machine's measurements.
     ///
     /// # Errors
@@ -160,7 +169,8 @@ impl Machine {
         let hob = env!("CARGO_PKG_VERSION").to_string();
         let notes =
             problem.into_iter().map(|p| format!("read bandwidth could not be measured: {p}")).collect();
-        let mut machine = Self { hob, cpu, memory, probe, tuning, notes };
+        let gpus = Gpus::default();
+        let mut machine = Self { hob, cpu, memory, probe, tuning, gpus, notes };
         cache.machines.insert(0, machine.clone());
         cache.machines.truncate(CACHE_ENTRIES);
         if let Err(problem) = save_cache(&path, &cache) {
@@ -347,6 +357,9 @@ impl Machine {
             "tuning",
             tuning.unwrap_or_else(|| "built-in values; hob bench --tune measures this machine".into()),
         );
+        for (i, gpu) in self.gpus.lines().into_iter().enumerate() {
+            line(if i == 0 { "GPU" } else { "" }, gpu);
+        }
         if self.probe.busy {
             let others = self.probe.others_cpus.unwrap_or(0.0);
             line(

@@ -1,7 +1,7 @@
 //! `Plan`: what will be done on this machine for this wish. Owns the choice of threads and context and the verdict;
 //! every size comes from [`Sizes`], that is, from `hob_model::ModelInfo`.
 
-use hob_model::{Footprint, KvLayout, KvPair, LayerState, Layout, ModelInfo};
+use hob_model::{Crossing, Footprint, KvLayout, KvPair, LayerState, Layout, ModelInfo, Placement};
 use serde::Serialize;
 
 use crate::budget::Budget;
@@ -9,10 +9,12 @@ use crate::context::{Context, FormatLimit, Room};
 use crate::disk::DiskPlan;
 use crate::error::PlanError;
 use crate::forecast::{Forecast, forecast};
+use crate::gpus::GpuFacts;
 use crate::history::{History, Key};
 use crate::kv::KvNoise;
 use crate::kv_plan::KvPlan;
 use crate::machine::Machine;
+use crate::placing::{GpuPlan, Placer};
 use crate::wish::Wish;
 
 /// What a plan asks of a model. Implemented by `ModelInfo`; tests put known sizes in its place.
@@ -29,6 +31,18 @@ pub trait Sizes {
     fn parameters(&self) -> u64;
     fn ctx_train(&self) -> usize;
     fn layers(&self) -> usize;
+    /// What device `device` of `layout.placement` holds.
+    fn device_footprint(&self, layout: &Layout, device: usize) -> Footprint;
+    /// Bytes that device `device` reads in one decode step at this position.
+    fn device_bytes_per_token(&self, position: usize, layout: &Layout, device: usize) -> u64;
+    /// Multiply-adds of one token that device `device` does.
+    fn device_macs_per_token(&self, position: usize, placement: &Placement, device: usize) -> u64;
+    /// Where the rows of a step change the device.
+    fn crossings(&self, placement: &Placement) -> Vec<Crossing>;
+    /// Bytes of the largest pool of pages.
+    fn largest_pool_bytes(&self, layout: &Layout) -> u64;
+    /// Whether any layer routes rows to experts.
+    fn has_experts(&self) -> bool;
 }
 
 impl Sizes for ModelInfo {
@@ -64,19 +78,45 @@ impl Sizes for ModelInfo {
     fn layers(&self) -> usize {
         self.config.layers.len()
     }
+
+    fn device_footprint(&self, layout: &Layout, device: usize) -> Footprint {
+        self.device_footprint(layout, device)
+    }
+
+    fn device_bytes_per_token(&self, position: usize, layout: &Layout, device: usize) -> u64 {
+        self.device_bytes_per_token(position, layout, device)
+    }
+
+    fn device_macs_per_token(&self, position: usize, placement: &Placement, device: usize) -> u64 {
+        self.device_macs_per_token(position, placement, device)
+    }
+
+    fn crossings(&self, placement: &Placement) -> Vec<Crossing> {
+        self.crossings(placement)
+    }
+
+    fn largest_pool_bytes(&self, layout: &Layout) -> u64 {
+        self.largest_pool_bytes(layout)
+    }
+
+    fn has_experts(&self) -> bool {
+        self.config.layers.iter().any(|l| l.experts.is_some())
+    }
 }
 
-/// A model whose K and V are kept in given formats, as the forecast reads it.
+/// A model under a layout, as the forecast reads it: formats of K and V, and what lies on which device.
 #[derive(Clone, Copy)]
 pub struct Kept<'a> {
     pub sizes: &'a dyn Sizes,
-    pub kv: &'a KvLayout,
+    pub layout: &'a Layout,
+    /// Device 1 of the layout's placement.
+    pub gpu: Option<&'a GpuFacts>,
 }
 
 impl Kept<'_> {
     /// Bytes one decode step reads at this position.
     pub fn bytes_per_token(&self, position: usize) -> u64 {
-        self.sizes.bytes_per_token(position, self.kv)
+        self.sizes.bytes_per_token(position, &self.layout.kv)
     }
 
     /// Multiply-adds of one token at this position.
@@ -131,6 +171,8 @@ pub struct Plan {
     /// Mapped tables: page cache that the system may drop, not in the total.
     pub mapped_bytes: u64,
     pub budget: Budget,
+    /// What a GPU holds; `memory`, `total_bytes` and `budget` are the CPU's. `None`: all is on the CPU.
+    pub gpu: Option<GpuPlan>,
     /// Where K and V survive the process; `None` while nobody asked.
     pub disk: Option<DiskPlan>,
     pub fits: bool,
@@ -162,24 +204,33 @@ impl Plan {
             threads,
             ..Layout::new(1)
         };
-        let key = Key { model: model.id.to_string(), isa: machine.cpu.isa.clone(), threads };
-        let past = history.find(&key);
-        let room = Room { sizes: model.sizes, shape: &shape, budget: &budget };
+        let placer = Placer::of(machine, model.sizes, &budget, wish, &mut notes);
+        let (shape, total) = match &placer {
+            Some(placer) => placer.place(machine, &shape, wish, &mut notes),
+            None => (shape, budget.clone()),
+        };
+        let room = Room { sizes: model.sizes, shape: &shape, budget: &total, placer: placer.as_ref() };
         let context = room.choose(wish, &mut notes);
-        let formats = room.formats(machine, past);
-        room.advise(&context, &formats, &mut notes);
         let cached_tokens = room.cache(&context, wish.conversations);
         let layout = Layout { ctx_tokens: context.tokens, cached_tokens, ..shape.clone() };
-        let footprint = model.sizes.footprint(&layout);
-        if !budget.holds(footprint.total) {
+        let gpu = placer.as_ref().filter(|_| layout.placement.devices() > 1).map(|p| p.plan(&layout));
+        let isa = machine.cpu.isa.clone();
+        let key = Key { model: model.id.to_string(), isa: computes(&isa, gpu.as_ref()), threads };
+        let past = history.find(&key);
+        let formats = room.formats(machine, past);
+        room.advise(&context, &formats, &mut notes);
+        if !room.holds(&layout) {
             notes.refuse(room.refusal(&layout, &context, &formats));
         }
         notes.warnings.extend(machine.notes.iter().cloned());
-        let kept = Kept { sizes: model.sizes, kv: &layout.kv };
+        let all = model.sizes.footprint(&layout);
+        let own = model.sizes.device_footprint(&layout, 0);
+        let kept = Kept { sizes: model.sizes, layout: &layout, gpu: machine.gpus.gpu() };
+        let line = |l: &hob_model::Line| MemoryLine { name: l.name.clone(), bytes: l.bytes };
         Self {
             model: model.name.to_string(),
             model_id: model.id.to_string(),
-            isa: machine.cpu.isa.clone(),
+            isa,
             threads,
             forecast: forecast(machine, kept, threads, context.tokens, past),
             context,
@@ -187,19 +238,16 @@ impl Plan {
             formats,
             sequences: layout.sequences,
             chunk_rows: layout.chunk_rows,
-            memory: footprint
-                .lines
-                .iter()
-                .map(|l| MemoryLine { name: l.name.clone(), bytes: l.bytes })
-                .collect(),
-            weights_bytes: footprint.weights,
-            kv_bytes: footprint.kv,
+            memory: own.lines.iter().map(line).collect(),
+            weights_bytes: all.weights,
+            kv_bytes: all.kv,
             cached_tokens,
-            scratch_bytes: footprint.scratch,
-            total_bytes: footprint.total,
-            mapped_bytes: footprint.mapped,
+            scratch_bytes: all.scratch,
+            total_bytes: own.total,
+            mapped_bytes: all.mapped,
             fits: notes.refusal.is_none(),
             budget,
+            gpu,
             disk: None,
             reasons: notes.reasons,
             warnings: notes.warnings,
@@ -221,12 +269,21 @@ impl Plan {
 
     /// Key under which runs of this plan are remembered.
     pub fn key(&self) -> Key {
-        Key { model: self.model_id.clone(), isa: self.isa.clone(), threads: self.threads }
+        let isa = computes(&self.isa, self.gpu.as_ref());
+        Key { model: self.model_id.clone(), isa, threads: self.threads }
+    }
+}
+
+/// What computes, as history tells runs apart: instructions, and what part a GPU has.
+fn computes(isa: &str, gpu: Option<&GpuPlan>) -> String {
+    match gpu {
+        Some(gpu) => format!("{isa} + {}: {}", gpu.adapter, gpu.parts()),
+        None => isa.to_string(),
     }
 }
 
 /// Reasons and warnings as they come up; the first refusal counts.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Notes {
     pub reasons: Vec<String>,
     pub warnings: Vec<String>,

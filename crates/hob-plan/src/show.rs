@@ -11,21 +11,37 @@ impl Plan {
     pub fn short(&self) -> String {
         let mut out = String::new();
         let limit = self.limit();
+        let total = match &self.gpu {
+            Some(gpu) => format!(
+                "{} of {} on {}, {} of {limit}",
+                show_bytes(gpu.total_bytes),
+                show_bytes(gpu.budget.bytes.unwrap_or(0)),
+                gpu.adapter,
+                show_bytes(self.total_bytes)
+            ),
+            None => format!("{} of {limit}", show_bytes(self.total_bytes)),
+        };
+        let everywhere = self.total_bytes + self.gpu.as_ref().map_or(0, |g| g.total_bytes);
         let cached = match self.cached_tokens {
             0 => String::new(),
             n => format!(" and {} of earlier ones", show_count(n as u64)),
         };
         let _ = writeln!(
             out,
-            "{}: weights {} + KV {} ({} tokens{cached}, {}) + activations {} = {} of {limit}",
+            "{}: weights {} + KV {} ({} tokens{cached}, {}) + activations {} = {total}",
             self.model,
             show_bytes(self.weights_bytes),
             show_bytes(self.kv_bytes),
             show_count(self.context.tokens as u64),
             self.kv.label(),
-            show_bytes(self.total_bytes.saturating_sub(self.weights_bytes + self.kv_bytes)),
-            show_bytes(self.total_bytes),
+            show_bytes(everywhere.saturating_sub(self.weights_bytes + self.kv_bytes)),
         );
+        if let Some(gpu) = &self.gpu {
+            let reads = gpu
+                .rates
+                .map_or(String::new(), |r| format!("; reads {} GB/s", show_figures(r.read_gb_per_s)));
+            let _ = writeln!(out, "GPU: {}{reads}", gpu.parts());
+        }
         let f = &self.forecast;
         let plural = if self.threads == 1 { "" } else { "s" };
         let _ = writeln!(
@@ -70,6 +86,7 @@ impl Plan {
         } else {
             let _ = writeln!(out, "  {verdict}");
         }
+        self.gpu_table(width, &mut out);
         out.push_str(&self.kv.table());
         self.context_table(&mut out);
         self.format_table(&mut out);
@@ -84,6 +101,33 @@ impl Plan {
             }
         }
         out
+    }
+
+    /// What the GPU holds, and the ceilings that its part of a step runs into.
+    fn gpu_table(&self, width: usize, out: &mut String) {
+        let Some(gpu) = &self.gpu else { return };
+        let _ = writeln!(out, "GPU {}: {}", gpu.index, gpu.adapter);
+        let _ = writeln!(out, "  {}", gpu.parts());
+        for line in &gpu.memory {
+            let _ = writeln!(out, "  {:<width$}{:>10}", line.name, show_bytes(line.bytes));
+        }
+        let _ = writeln!(out, "  {:<width$}{:>10}", "total", show_bytes(gpu.total_bytes));
+        let limit = show_bytes(gpu.budget.bytes.unwrap_or(0));
+        let _ = writeln!(out, "  {:<width$}{:>10} ({})", "limit", limit, gpu.budget.source);
+        if let Some(rates) = &gpu.rates {
+            let floor = gpu.bytes_per_token as f64 / (rates.read_gb_per_s * 1e9).max(1.0);
+            let _ = writeln!(
+                out,
+                "  {:<width$}{:>10}, {} tok/s at its read ceiling of {} GB/s",
+                "read per token",
+                show_bytes(gpu.bytes_per_token),
+                show_figures(1.0 / floor.max(1e-12)),
+                show_figures(rates.read_gb_per_s)
+            );
+        }
+        if gpu.crossings > 0 {
+            let _ = writeln!(out, "  {:<width$}{:>10}", "crossings per step", gpu.crossings);
+        }
     }
 
     fn limit(&self) -> String {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use hob_model::KvPair;
+use hob_model::{KvPair, Placement};
 use hob_quant::KvFormat;
 
 use crate::units::Size;
@@ -23,8 +23,69 @@ pub struct Wish {
     pub conversations: usize,
     /// Most rows of one step (prefill chunk).
     pub chunk_rows: Option<usize>,
-    /// A plan on paper: `ram` may be more than this machine has.
+    /// A plan on paper: `ram` and `vram` may be more than this machine has.
     pub on_paper: bool,
+    /// What a GPU gets.
+    pub gpu: GpuWish,
+    /// Where routed experts go.
+    pub experts_on: Option<ExpertsOn>,
+    /// Most GPU memory to use.
+    pub vram: Option<Size>,
+    /// The user named the adapter: a software one will do, and one that does not pay.
+    pub adapter_named: bool,
+    /// Where the weights lie already: only what depends on the context is open.
+    pub placed: Option<Placement>,
+}
+
+/// What a GPU gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuWish {
+    /// What fits, where that is faster.
+    #[default]
+    Auto,
+    Off,
+    /// The last so many layers, and the head.
+    Layers(usize),
+}
+
+impl GpuWish {
+    /// Reads `auto`, `off`, or a number of layers.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            other => other
+                .parse()
+                .map(Self::Layers)
+                .map_err(|_| format!("'{text}' is neither auto, off, nor a number of layers")),
+        }
+    }
+}
+
+/// Where routed experts go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertsOn {
+    Cpu,
+    Gpu,
+    Disk,
+}
+
+impl ExpertsOn {
+    /// Reads `cpu`, `gpu` or `disk`.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "cpu" => Ok(Self::Cpu),
+            "gpu" => Ok(Self::Gpu),
+            "disk" => Ok(Self::Disk),
+            _ => Err(format!("'{text}' is none of cpu, gpu, disk")),
+        }
+    }
 }
 
 impl Default for Wish {
@@ -38,6 +99,11 @@ impl Default for Wish {
             conversations: 0,
             chunk_rows: None,
             on_paper: false,
+            gpu: GpuWish::Auto,
+            experts_on: None,
+            vram: None,
+            adapter_named: false,
+            placed: None,
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Plans for machines and models of known sizes: what is chosen, what is refused, what history changes.
 
 use hob_model::noise::{FormatNoise, LayerNoise};
-use hob_model::{Footprint, KvLayout, KvPair, Layout, Line};
+use hob_model::{Crossing, Footprint, KvLayout, KvPair, Layout, Line, Placement};
 use hob_plan::history::{History, Run};
 use hob_plan::units::Size;
 use hob_plan::{
-    Basis, CpuFacts, Kept, KvBasis, KvNoise, KvWish, Machine, MemoryFacts, Observed, Plan, PlanError, Probe,
-    Quantiles, ReadRate, Sizes, Subject, Wish,
+    Basis, CpuFacts, Gpus, Kept, KvBasis, KvNoise, KvWish, Machine, MemoryFacts, Observed, Plan, PlanError,
+    Probe, Quantiles, ReadRate, Sizes, Subject, Wish,
 };
 use hob_quant::KvFormat;
 
@@ -75,6 +75,45 @@ impl Sizes for Known {
     fn layers(&self) -> usize {
         LAYERS
     }
+
+    fn device_footprint(&self, layout: &Layout, device: usize) -> Footprint {
+        let all = self.footprint(layout);
+        let n = (0..LAYERS).filter(|&i| layout.placement.layer(i) == device).count() as u64;
+        let part = |bytes: u64| bytes * n / LAYERS as u64;
+        let (weights, kv) = (part(all.weights), part(all.kv));
+        let scratch = if n > 0 || device == 0 { all.scratch } else { 0 };
+        Footprint { weights, kv, scratch, total: weights + kv + scratch, ..all }
+    }
+
+    fn device_bytes_per_token(&self, position: usize, layout: &Layout, device: usize) -> u64 {
+        let n = (0..LAYERS).filter(|&i| layout.placement.layer(i) == device).count() as u64;
+        self.bytes_per_token(position, &layout.kv) * n / LAYERS as u64
+    }
+
+    fn device_macs_per_token(&self, position: usize, placement: &Placement, device: usize) -> u64 {
+        let n = (0..LAYERS).filter(|&i| placement.layer(i) == device).count() as u64;
+        self.macs_per_token(position) * n / LAYERS as u64
+    }
+
+    fn crossings(&self, placement: &Placement) -> Vec<Crossing> {
+        let mut at = placement.embed;
+        let mut found = Vec::new();
+        for to in (0..LAYERS).map(|i| placement.layer(i)).chain([placement.head]) {
+            if to != at {
+                found.push(Crossing { from: at, to, buffers: 1, floats: 4096 });
+                at = to;
+            }
+        }
+        found
+    }
+
+    fn largest_pool_bytes(&self, layout: &Layout) -> u64 {
+        self.footprint(layout).kv / LAYERS as u64
+    }
+
+    fn has_experts(&self) -> bool {
+        false
+    }
 }
 
 fn machine(free: u64) -> Machine {
@@ -106,6 +145,7 @@ fn machine(free: u64) -> Machine {
             measured_unix: 0,
         },
         tuning: None,
+        gpus: Gpus::default(),
         notes: vec![],
     }
 }
@@ -125,8 +165,8 @@ fn kept(format: KvFormat) -> Wish {
 }
 
 fn f16_of(known: &Known) -> Kept<'_> {
-    static F16: std::sync::LazyLock<KvLayout> = std::sync::LazyLock::new(KvLayout::default);
-    Kept { sizes: known, kv: &F16 }
+    static F16: std::sync::LazyLock<Layout> = std::sync::LazyLock::new(|| Layout::new(1));
+    Kept { sizes: known, layout: &F16, gpu: None }
 }
 
 fn ctx(n: usize) -> Wish {

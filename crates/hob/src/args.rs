@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use hob_plan::units::Size;
-use hob_plan::{DiskWish, KvWish};
+use hob_plan::{Adapter, DiskWish, ExpertsOn, GpuWish, KvWish};
 
 pub use lab::{KvArgs, KvSubjectArgs, NeedleArgs};
 
@@ -71,6 +71,8 @@ pub struct ModelArgs {
     #[command(flatten)]
     pub layout: LayoutArgs,
     #[command(flatten)]
+    pub gpu: GpuArgs,
+    #[command(flatten)]
     pub disk: DiskArgs,
     /// Leave no trace: neither the conversation nor its KV is written to disk, and nothing earlier is read from there
     #[arg(long)]
@@ -84,6 +86,14 @@ impl ModelArgs {
         let named = self.model.clone().or_else(|| recorded.map(str::to_string)).or_else(env);
         named.unwrap_or_else(|| DEFAULT_MODEL.to_string())
     }
+}
+
+/// A timeline of what is computed.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ProfileArgs {
+    /// Write a timeline of every verb to this file, to be opened at ui.perfetto.dev, and a summary to stderr (slower)
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
 }
 
 /// Where KV of earlier conversations lies, and how much.
@@ -115,6 +125,31 @@ pub struct LayoutArgs {
     /// How K and V are kept: auto (as measured on this model), f16, bf16, q8, q4, asym4, or K/V such as q8/q4
     #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = KvWish::parse)]
     pub kv: KvWish,
+}
+
+/// What a GPU gets.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GpuArgs {
+    /// What goes on the GPU: auto (all, or what fits, where that is faster), off, or the number of layers, counted from
+    /// the last, with the head
+    #[arg(long, value_name = "LAYERS", default_value = "auto", value_parser = GpuWish::parse)]
+    pub gpu: GpuWish,
+    #[command(flatten)]
+    pub more: GpuMore,
+}
+
+/// Which GPU, how much of its memory, and what of a mixture of experts.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GpuMore {
+    /// Where the routed experts of a mixture go: cpu (memory), gpu, or disk [default: what fits, and is fastest]
+    #[arg(long, value_name = "WHERE", value_parser = ExpertsOn::parse)]
+    pub experts_on: Option<ExpertsOn>,
+    /// Which GPU: its number or a part of its name, as `hob plan` lists them [default: the first that is no software]
+    #[arg(long, value_name = "GPU", value_parser = Adapter::parse)]
+    pub adapter: Option<Adapter>,
+    /// Most GPU memory to use, such as 8G or 50% [default: what is free, less a reserve]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub vram: Option<Size>,
 }
 
 /// How tokens are chosen. What is left out keeps the engine's default.
@@ -172,6 +207,8 @@ pub struct RunArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
+    pub profile: ProfileArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 
@@ -209,6 +246,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
+    pub profile: ProfileArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 
@@ -222,6 +261,8 @@ pub struct PlanArgs {
     pub synth: Option<String>,
     #[command(flatten)]
     pub layout: LayoutArgs,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
     #[command(flatten)]
     pub disk: DiskArgs,
     /// Also every context with every KV format, and the measured noise of each layer
@@ -270,9 +311,17 @@ pub struct BenchArgs {
     /// KV formats to measure one after the other: auto, one for both sides, or K/V [default: f16]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = KvWish::parse)]
     pub kv: Vec<KvWish>,
+    /// Measure on the GPU: auto (what a run would put there), or the number of layers, counted from the last; off is the
+    /// CPU alone [default: off]
+    #[arg(long, value_name = "LAYERS", num_args = 0..=1, default_missing_value = "auto", value_parser = GpuWish::parse)]
+    pub gpu: Option<GpuWish>,
+    #[command(flatten)]
+    pub more: GpuMore,
     /// Longest time to fill the context up to a depth with real tokens; beyond it synthetic KV is written
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     pub fill_seconds: f64,
+    #[command(flatten)]
+    pub profile: ProfileArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

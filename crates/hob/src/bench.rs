@@ -1,15 +1,19 @@
 //! `hob bench`: flags to a bench, its lines as they come.
 
+use std::path::Path;
+
 use anyhow::Result;
-use hob_lab::bench::{self, BenchConfig, HEADER, KvFormats, Report, Row, Subject, Watch};
+use hob_engine::TraceSummary;
+use hob_lab::bench::{self, BenchConfig, HEADER, KvFormats, OnGpu, Report, Row, Subject, Watch};
 use hob_lab::synth::Synth;
-use hob_model::{FileTensors, KvLayout, KvPair, ModelInfo};
-use hob_plan::{History, KvRule, KvWish, Machine, Plan, TuningTable, Wish};
+use hob_model::{FileTensors, KvLayout, KvPair, ModelInfo, Placement};
+use hob_plan::units::{show_bytes, show_figures};
+use hob_plan::{GpuPlan, GpuWish, History, KvRule, KvWish, Machine, Plan, TuningTable, Wish};
 use indicatif::ProgressBar;
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, GpuArgs, GpuMore};
 use crate::exit::{self, UsageError};
-use crate::house::House;
+use crate::house::{House, show_timeline};
 use crate::term;
 
 pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
@@ -17,7 +21,13 @@ pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
         term::print(&crate::lab::shapes())?;
         return Ok(exit::OK);
     }
-    let machine = house.machine();
+    let machine = match args.gpu {
+        // Figures stand beside what was probed in the same run.
+        Some(gpu) if gpu != GpuWish::Off => {
+            house.machine_with(&GpuArgs { gpu, more: args.more.clone() }, true)
+        }
+        _ => house.machine(),
+    };
     if args.tune {
         return tune(house, machine, args.json);
     }
@@ -31,7 +41,7 @@ pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
                 Err(UsageError(format!("--kv auto --synth {text}: {what}")).into())
             })?;
             let (name, description) = (synth.name(), synth.description());
-            measure(&machine, args, kv, Subject { name, description, source: &synth, info })
+            measure(house, &machine, (args, kv), Subject { name, description, source: &synth, info })
         }
         None => {
             let opened = house.open(&args.model, true)?;
@@ -39,7 +49,12 @@ pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
             let kv =
                 formats(args, || Ok(KvRule::default().choose(&crate::lab::noise(house, &opened)?).layout))?;
             let (name, source) = (opened.name, FileTensors(opened.file));
-            measure(&machine, args, kv, Subject { name, description: String::new(), source: &source, info })
+            measure(
+                house,
+                &machine,
+                (args, kv),
+                Subject { name, description: String::new(), source: &source, info },
+            )
         }
     }
 }
@@ -72,7 +87,12 @@ fn formats(args: &BenchArgs, auto: impl Fn() -> Result<KvLayout>) -> Result<Vec<
     if args.kv.is_empty() { Ok(vec![KvFormats::f16()]) } else { args.kv.iter().map(format).collect() }
 }
 
-fn measure(machine: &Machine, args: &BenchArgs, kv: Vec<KvFormats>, subject: Subject<'_>) -> Result<i32> {
+fn measure(
+    house: &House,
+    machine: &Machine,
+    (args, kv): (&BenchArgs, Vec<KvFormats>),
+    subject: Subject<'_>,
+) -> Result<i32> {
     let mut config = BenchConfig {
         threads: args.threads.clone(),
         prompt: args.prompt,
@@ -83,27 +103,43 @@ fn measure(machine: &Machine, args: &BenchArgs, kv: Vec<KvFormats>, subject: Sub
         ctx_tokens: 0,
         kv,
         fill_seconds: args.fill_seconds,
+        profile: args.profile.profile.clone(),
+        gpu: None,
     };
     // What fits and what the model was trained for bound the context, as in every other plan.
     let wishes = if args.kv.is_empty() { vec![KvWish::Pair(KvPair::default())] } else { args.kv.clone() };
-    let plan_for = |ctx_tokens, kv| {
-        let wish = Wish { ctx_tokens, kv, ..Wish::default() };
+    let plan_for = |ctx_tokens, kv, placed: Option<Placement>| {
+        let GpuMore { experts_on, adapter, vram } = &args.more;
+        let (experts_on, vram, adapter_named) = (*experts_on, *vram, adapter.is_some());
+        let gpu = args.gpu.unwrap_or(GpuWish::Off);
+        let wish = Wish { ctx_tokens, kv, gpu, experts_on, vram, adapter_named, placed, ..Wish::default() };
         let subject = hob_plan::Subject { name: &subject.name, id: "", sizes: &subject.info, noise: None };
         Plan::make(machine, &subject, &wish, &History::default())
     };
-    let free: Vec<Plan> = wishes.iter().map(|&kv| plan_for(None, kv)).collect();
+    let free: Vec<Plan> = wishes.iter().map(|&kv| plan_for(None, kv, None)).collect();
     let most = |p: &Plan| p.context.trained_tokens.min(p.context.fits_tokens.max(1));
     // Formats stand side by side: what the largest leaves room for counts for all.
     let most = free.iter().map(most).min().unwrap_or(1);
     config.ctx_tokens = args.ctx.unwrap_or_else(|| config.wanted_ctx().min(most));
+    let mut placed = None;
     for &kv in &wishes {
-        plan_for(Some(config.ctx_tokens), kv).accept()?;
+        let plan = plan_for(Some(config.ctx_tokens), kv, placed.clone());
+        plan.accept()?;
+        // Formats are measured on weights that do not move.
+        placed.get_or_insert(plan.layout.placement.clone());
+        config.gpu = config.gpu.take().or_else(|| on_gpu(house, machine, &plan));
     }
-    if config.threads.is_empty() {
+    if args.gpu.is_some_and(|gpu| gpu != GpuWish::Off) && config.gpu.is_none() {
+        let why = free.first().map(|p| p.reasons.join("; ")).unwrap_or_default();
+        let why = machine.gpus.none.clone().unwrap_or(why);
+        return Err(anyhow::anyhow!("nothing goes on a GPU here: {why}"));
+    }
+    if config.threads.is_empty() || config.gpu.as_ref().is_some_and(|g| g.plan.whole()) {
         config.threads = free.first().map(|p| p.threads).into_iter().collect();
     }
     if !args.json {
-        term::print(&format!("{}\n{machine}\n", Report::new(&subject).title()))?;
+        let gpu = config.gpu.as_ref().map_or(String::new(), header);
+        term::print(&format!("{}\n{machine}\n{gpu}", Report::new(&subject).title()))?;
     }
     let mut lines = Lines { bar: term::spinner(""), json: args.json, headed: false };
     let report = bench::run(&config, &subject, &mut lines);
@@ -122,6 +158,32 @@ fn measure(machine: &Machine, args: &BenchArgs, kv: Vec<KvFormats>, subject: Sub
     Ok(exit::OK)
 }
 
+/// The part of a plan that is for a GPU.
+fn on_gpu(house: &House, machine: &Machine, plan: &Plan) -> Option<OnGpu> {
+    let gpu = plan.gpu.as_ref()?;
+    let (placement, chunk_rows) = (plan.layout.placement.clone(), plan.chunk_rows);
+    let (config, plan) = (house.gpu_config(gpu.index), gpu.clone());
+    Some(OnGpu { config, plan, placement, chunk_rows, machine: machine.clone() })
+}
+
+/// The GPU, its ceilings, and what it gets.
+fn header(gpu: &OnGpu) -> String {
+    let rates = match &gpu.plan.rates {
+        Some(r) => format!(
+            "reads {} GB/s, {} TFLOP/s, round trip {} us, dispatch {} us, up {} GB/s, down {} GB/s",
+            show_figures(r.read_gb_per_s),
+            show_figures(r.tflops),
+            show_figures(r.round_trip_micros),
+            show_figures(r.dispatch_micros),
+            show_figures(r.upload_gb_per_s),
+            show_figures(r.download_gb_per_s)
+        ),
+        None => "not measured".to_string(),
+    };
+    let GpuPlan { adapter, tier, total_bytes, .. } = &gpu.plan;
+    format!("{adapter}, {tier}: {rates}\n{}: {} on it\n", gpu.plan.parts(), show_bytes(*total_bytes))
+}
+
 /// Prints rows as they come, over the spinner.
 struct Lines {
     bar: ProgressBar,
@@ -132,6 +194,10 @@ struct Lines {
 impl Watch for Lines {
     fn phase(&mut self, what: &str) {
         self.bar.set_message(what.to_string());
+    }
+
+    fn profile(&mut self, path: &Path, result: std::io::Result<TraceSummary>) {
+        self.bar.suspend(|| show_timeline(path, result, false));
     }
 
     fn row(&mut self, row: &Row) {

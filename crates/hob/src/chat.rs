@@ -56,7 +56,8 @@ pub fn chat(house: &House, args: &ChatArgs) -> Result<i32> {
         None => (args.system.iter().map(Message::system).collect(), None),
     };
     let model = args.model.wanted(record.as_ref().and_then(Record::model));
-    let ask = Ask { model, args: &args.model, conversations: CHAT_CONVERSATIONS, quiet: false };
+    let ask =
+        Ask { model, args: &args.model, conversations: CHAT_CONVERSATIONS, quiet: false, profile: None };
     let mut loaded = house.load(&ask).map_err(|e| match &record {
         Some(record) => record.explain(e, &args.model),
         None => e,

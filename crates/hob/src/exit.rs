@@ -71,6 +71,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
             BenchError::Config { .. } | BenchError::NoDepth { .. } => USAGE,
             BenchError::Model(model) => code_of_model(model),
             BenchError::Compute(compute) => code_of_compute(compute),
+            BenchError::Timeline { .. } => FAILED,
         });
     }
     if let Some(eval) = cause.downcast_ref::<EvalError>() {

@@ -5,18 +5,23 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use hob_compute::ComputeError;
 use hob_engine::{
-    CALIBRATION_TOKENS, CacheConfig, Calibration, Engine, Figures, Runtime, RuntimeConfig, load_measured,
+    CALIBRATION_TOKENS, CacheConfig, Calibration, Engine, Figures, Runtime, RuntimeConfig, RuntimeGpu, Trace,
+    TraceSummary, load_measured,
 };
 use hob_files::ModelFile;
+use hob_gpu::GpuConfig;
 use hob_hub::{Hub, HubError, Resolved};
 use hob_model::ModelInfo;
 use hob_plan::{
-    CACHE_DIR, DiskPlan, DiskWish, History, Kept, KvBasis, KvNoise, Machine, Observed, Plan, Subject, Wish,
+    Adapter, CACHE_DIR, DiskPlan, DiskWish, GpuWish, Gpus, History, Kept, KvBasis, KvNoise, Machine,
+    Observed, Plan, RealGpus, Subject, SysRoot, Wish,
 };
 use indicatif::ProgressBar;
 
-use crate::args::{DEFAULT_MODEL, DiskArgs, LayoutArgs, ModelArgs};
+use crate::args::{DEFAULT_MODEL, DiskArgs, GpuArgs, LayoutArgs, ModelArgs};
+use crate::exit;
 use crate::interrupt::Interrupt;
 use crate::term::{self, LateBar, Unit};
 
@@ -24,6 +29,9 @@ use crate::term::{self, LateBar, Unit};
 pub const CHAT_CONVERSATIONS: usize = 1;
 /// The same of `hob serve`: clients switch between some.
 pub const SERVE_CONVERSATIONS: usize = 4;
+
+/// Folder under the home for compiled kernels of GPUs.
+const KERNELS_DIR: &str = "kernels";
 
 /// What every command starts from.
 pub struct House {
@@ -55,6 +63,8 @@ pub struct Ask<'a> {
     /// Earlier conversations worth spare memory.
     pub conversations: usize,
     pub quiet: bool,
+    /// Where a timeline goes, if one is wanted.
+    pub profile: Option<&'a Path>,
 }
 
 impl House {
@@ -79,6 +89,41 @@ impl House {
             tuning.apply();
         }
         machine
+    }
+
+    /// The machine with the GPUs that the flags allow; says so when it has to measure one.
+    pub fn machine_with(&self, gpu: &GpuArgs, refresh: bool) -> Machine {
+        let machine = if refresh { Machine::refreshed(self.home()) } else { self.machine() };
+        let gpus = match gpu.gpu {
+            GpuWish::Off => Gpus::off("--gpu off"),
+            wish => {
+                let adapter = match (&gpu.more.adapter, wish) {
+                    (Some(adapter), _) => adapter.clone(),
+                    (None, _) => Adapter::Any,
+                };
+                let mut prober = RealGpus::new(self.gpu_config(0), &|name| {
+                    term::note(&format!("measuring {name} (a few seconds, once)"));
+                });
+                Gpus::find(&SysRoot::default(), self.home(), &adapter, refresh, &mut prober)
+            }
+        };
+        machine.with_gpus(gpus)
+    }
+
+    /// How a GPU is opened: without the features that `HOB_GPU_OFF` names, its kernels kept under the home.
+    pub fn gpu_config(&self, adapter: usize) -> GpuConfig {
+        let off = std::env::var("HOB_GPU_OFF").unwrap_or_default();
+        GpuConfig { adapter, off, exact: false, cache: Some(self.home().join(KERNELS_DIR)) }
+    }
+
+    /// The devices of a plan.
+    ///
+    /// # Errors
+    /// What the devices say when they cannot start.
+    fn runtime(&self, plan: &Plan, profile: bool) -> Result<Arc<Runtime>> {
+        let gpu =
+            plan.gpu.as_ref().map(|g| RuntimeGpu { config: self.gpu_config(g.index), alone: g.whole() });
+        Ok(Runtime::new(&RuntimeConfig { threads: Some(plan.threads), exact: false, profile, gpu })?)
     }
 
     /// Finds a model that is on this disk; `fetch` downloads it if the catalogue knows it.
@@ -154,22 +199,63 @@ impl House {
     /// # Errors
     /// The model is not there or not readable; the plan does not fit.
     pub fn load(&self, ask: &Ask<'_>) -> Result<Loaded> {
+        let trace = ask.profile.map(timeline).transpose()?;
         let opened = self.open(&ask.model, true)?;
-        let machine = self.machine();
-        let wish = Wish { conversations: ask.conversations, ..wish(&ask.args.layout) };
-        let mut plan = self.plan(&machine, &opened, &wish)?;
+        let machine = self.machine_with(&ask.args.gpu, false);
+        let wish = Wish { conversations: ask.conversations, ..wish(&ask.args.layout, &ask.args.gpu) };
+        let plan = self.plan(&machine, &opened, &wish)?;
         plan.accept()?;
-        let runtime = Runtime::new(&RuntimeConfig { threads: Some(plan.threads), exact: false })?;
+        let on_gpu = plan.gpu.as_ref().map(|gpu| gpu.adapter.clone());
+        let loaded = self.load_planned(ask, &opened, &machine, &wish, plan);
+        let (mut engine, mut plan) = match (loaded, on_gpu) {
+            (Err(problem), Some(adapter)) if of_gpu(&problem) => {
+                term::note(&format!(
+                    "{adapter} cannot be used: {}; going on with the CPU alone",
+                    exit::message(&problem)
+                ));
+                let wish = Wish { gpu: GpuWish::Off, experts_on: None, ..wish };
+                let plan = self.plan(&machine, &opened, &wish)?;
+                plan.accept()?;
+                self.load_planned(ask, &opened, &machine, &wish, plan)?
+            }
+            (loaded, _) => loaded?,
+        };
+        if let Some(warning) = engine.front().tokenizer().warning() {
+            term::note(warning);
+        }
+        if !ask.args.no_cache {
+            self.attach_disk(&ask.args.disk, &mut engine, &mut plan);
+        }
+        if let (Some(trace), Some(path)) = (trace, ask.profile) {
+            let (path, quiet) = (path.to_path_buf(), ask.quiet);
+            engine.set_trace(trace, move |result| show_timeline(&path, result, quiet));
+        }
+        let source = source(&ask.model, &opened);
+        Ok(Loaded { engine, source, plan, machine })
+    }
+
+    /// Starts the devices of a plan and loads; gives the plan that the KV noise, if it had to be measured, made of it.
+    fn load_planned(
+        &self,
+        ask: &Ask<'_>,
+        opened: &Opened,
+        machine: &Machine,
+        wish: &Wish,
+        mut plan: Plan,
+    ) -> Result<(Engine, Plan)> {
+        let runtime = self.runtime(&plan, ask.profile.is_some())?;
         let mut bar = LateBar::new("loading", Unit::Bytes);
         let mut progress = |done, total| bar.set(done, total);
         let measures = plan.kv.basis == KvBasis::Assumed;
         if !ask.quiet {
             term::note(if measures { measuring(&plan) } else { plan.short() }.trim_end());
         }
-        let mut engine = if measures {
-            load_measured(&runtime, &opened.file, &mut progress, |found| {
-                let noise = self.keep_noise(&opened, found)?;
-                plan = self.plan_with(&machine, &opened, &wish, Some(&noise))?;
+        let engine = if measures {
+            let placement = plan.layout.placement.clone();
+            let wish = Wish { placed: Some(placement.clone()), ..wish.clone() };
+            load_measured(&runtime, &opened.file, &placement, &mut progress, |found| {
+                let noise = self.keep_noise(opened, found)?;
+                plan = self.plan_with(machine, opened, &wish, Some(&noise))?;
                 Ok::<_, anyhow::Error>(plan.accept()?.clone())
             })?
         } else {
@@ -179,14 +265,7 @@ impl House {
         if measures && !ask.quiet {
             term::note(plan.short().trim_end());
         }
-        if let Some(warning) = engine.front().tokenizer().warning() {
-            term::note(warning);
-        }
-        if !ask.args.no_cache {
-            self.attach_disk(&ask.args.disk, &mut engine, &mut plan);
-        }
-        let source = source(&ask.model, &opened);
-        Ok(Loaded { engine, source, plan, machine })
+        Ok((engine, plan))
     }
 
     /// Keeps what was measured of a model's KV for every later plan. A home that cannot be written is a note.
@@ -223,11 +302,39 @@ impl House {
             decode_tokens: figures.decode_steps,
             decode_seconds: figures.decode_micros as f64 / 1e6,
         };
-        let kept = Kept { sizes: loaded.engine.info(), kv: &loaded.plan.layout.kv };
+        let gpu = loaded.machine.gpus.gpu();
+        let kept = Kept { sizes: loaded.engine.info(), layout: &loaded.plan.layout, gpu };
         let run = observed.run(&loaded.machine, kept, loaded.plan.threads);
         if let Err(problem) = History::record(self.home(), &loaded.plan.key(), run) {
             term::note(&problem.to_string());
         }
+    }
+}
+
+/// Whether a GPU is to blame, so that the CPU alone may do.
+fn of_gpu(error: &anyhow::Error) -> bool {
+    let blames = |e: &ComputeError| {
+        matches!(e, ComputeError::Device { .. } | ComputeError::Lost { .. } | ComputeError::Memory { .. })
+    };
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(blames))
+}
+
+/// Begins a timeline; whether its file can be written is known before anything is loaded.
+///
+/// # Errors
+/// The file cannot be written.
+fn timeline(path: &Path) -> Result<Trace> {
+    Trace::create(path).with_context(|| format!("writing the timeline to {}", path.display()))
+}
+
+/// Says what a timeline came to.
+pub fn show_timeline(path: &Path, result: std::io::Result<TraceSummary>, quiet: bool) {
+    match result {
+        Ok(_) if quiet => {}
+        Ok(summary) => {
+            term::note(&format!("{summary}\ntimeline in {}: open it at ui.perfetto.dev", path.display()));
+        }
+        Err(problem) => term::note(&format!("the timeline in {} is cut off: {problem}", path.display())),
     }
 }
 
@@ -250,8 +357,12 @@ fn measuring(plan: &Plan) -> String {
 }
 
 /// What the flags say, as a wish.
-pub fn wish(layout: &LayoutArgs) -> Wish {
+pub fn wish(layout: &LayoutArgs, gpu: &GpuArgs) -> Wish {
     Wish {
+        gpu: gpu.gpu,
+        experts_on: gpu.more.experts_on,
+        vram: gpu.more.vram,
+        adapter_named: gpu.more.adapter.is_some(),
         ctx_tokens: layout.ctx,
         threads: layout.threads,
         ram: layout.ram,

@@ -18,7 +18,8 @@ pub use synth::shapes;
 pub fn lab(house: &House, args: &LabArgs) -> Result<i32> {
     match &args.tool {
         LabTool::Golden { dirs } => {
-            let runtime = Runtime::new(&RuntimeConfig { threads: None, exact: true })?;
+            let runtime =
+                Runtime::new(&RuntimeConfig { threads: None, exact: true, ..RuntimeConfig::default() })?;
             let report = golden::run(dirs, &mut **runtime.device());
             term::print(&report.to_string())?;
             Ok(if report.passed() { exit::OK } else { exit::FAILED })

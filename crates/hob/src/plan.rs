@@ -5,7 +5,7 @@ use hob_hub::Resolved;
 use hob_lab::synth::Synth;
 use hob_plan::{History, Machine, Plan, Subject, Wish};
 
-use crate::args::{DEFAULT_MODEL, PlanArgs};
+use crate::args::{DEFAULT_MODEL, GpuArgs, PlanArgs};
 use crate::exit::{self, UsageError};
 use crate::house::{CHAT_CONVERSATIONS, House, Opened, wish};
 use crate::term;
@@ -17,14 +17,12 @@ pub fn plan(house: &House, args: &PlanArgs) -> Result<i32> {
         return Ok(exit::OK);
     }
     let planned = Planned::find(house, args)?;
-    let machine = if args.refresh {
+    if args.refresh {
         term::note("measuring this machine's memory bandwidth");
-        Machine::refreshed(house.home())
-    } else {
-        house.machine()
-    };
+    }
+    let machine = house.machine_with(&args.gpu, args.refresh);
     // Nothing is loaded: memory that is not here may be planned for.
-    let wish = Wish { on_paper: true, conversations: CHAT_CONVERSATIONS, ..wish(&args.layout) };
+    let wish = Wish { on_paper: true, conversations: CHAT_CONVERSATIONS, ..wish(&args.layout, &args.gpu) };
     let plan = planned.map(|p| p.plan(house, &machine, &wish, args)).transpose()?;
     if args.json {
         let all = serde_json::json!({ "machine": machine, "plan": plan });
@@ -94,7 +92,7 @@ fn text(plan: &Plan, args: &PlanArgs) -> String {
 
 /// The machine in one line, the default model's plan if it is here, and what to type next.
 pub fn welcome(house: &House) -> Result<i32> {
-    let machine = house.machine();
+    let machine = house.machine_with(&GpuArgs::default(), false);
     let mut out = format!("{machine}\n");
     let here = match house.hub.resolve(DEFAULT_MODEL)? {
         Resolved::Local(_) => true,

@@ -134,12 +134,20 @@ pub fn figures(loaded: &Loaded, reply: &Reply) -> String {
     if let Some(rate) = f.decode_tokens_per_second() {
         answer.push_str(&format!(" at {} tok/s", show_figures(rate)));
     }
-    let limit = loaded.machine.read_gb_per_s(loaded.plan.threads);
+    // Devices that share the work have no limit in common.
+    let limit = match &loaded.plan.gpu {
+        None => loaded.machine.read_gb_per_s(loaded.plan.threads),
+        Some(gpu) if gpu.whole() => gpu.rates.map_or(0.0, |rates| rates.read_gb_per_s),
+        Some(_) => 0.0,
+    };
     if let Some(rate) = f.decode_gb_per_second()
         && limit > 0.0
     {
         let share = rate / limit * 100.0;
         answer.push_str(&format!(", {} GB/s = {share:.0} % of the read limit", show_figures(rate)));
+    }
+    if let Some(gpu) = &loaded.plan.gpu {
+        answer.push_str(&format!(", on {}{}", gpu.adapter, if gpu.whole() { "" } else { " and the CPU" }));
     }
     parts.push(answer);
     if let Some(seconds) = reply.first_text_seconds {

@@ -22,7 +22,13 @@ pub fn run(house: &House, args: &RunArgs) -> Result<i32> {
     let mut record = args.session.as_deref().map(|name| Record::open(house, name)).transpose()?;
     let recorded = record.as_ref().and_then(Record::model);
     let model = args.model.wanted(recorded);
-    let ask = Ask { model, args: &args.model, conversations: 0, quiet: args.quiet };
+    let ask = Ask {
+        model,
+        args: &args.model,
+        conversations: 0,
+        quiet: args.quiet,
+        profile: args.profile.profile.as_deref(),
+    };
     let mut loaded = house.load(&ask).map_err(|e| match &record {
         Some(record) => record.explain(e, &args.model),
         None => e,

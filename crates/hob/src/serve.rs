@@ -20,7 +20,13 @@ const LOOK: Duration = Duration::from_millis(50);
 
 pub fn serve(house: &House, args: &ServeArgs) -> Result<i32> {
     let model = args.model.wanted(None);
-    let ask = Ask { model, args: &args.model, conversations: SERVE_CONVERSATIONS, quiet: false };
+    let ask = Ask {
+        model,
+        args: &args.model,
+        conversations: SERVE_CONVERSATIONS,
+        quiet: false,
+        profile: args.profile.profile.as_deref(),
+    };
     let loaded = house.load(&ask)?;
     let cached = format!("prefix cache: {} tokens in memory", show_count(loaded.plan.cached_tokens as u64));
     let disk = loaded.plan.disk.as_ref().map_or("disk cache: off".to_string(), DiskPlan::line);

@@ -133,3 +133,23 @@ fn endless() -> &'static str {
         path.to_str().expect("UTF-8").to_string()
     })
 }
+
+#[test]
+fn a_profile_is_a_timeline_and_a_table() {
+    let path = file("timeline.json", b"old");
+    let ran = run(&["--profile", &path, "hello"]);
+    assert_eq!(ran.stdout, run(&["hello"]).stdout);
+    for part in ["verb", "GB/s", "share", "linear", "attend", &path] {
+        assert!(ran.stderr.contains(part), "{part} missing in\n{}", ran.stderr);
+    }
+    let text = std::fs::read_to_string(&path).expect("a timeline");
+    let events: Vec<serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+    let named = |name: &str| events.iter().any(|e| e["name"] == name && e["ph"] == "X");
+    for name in ["schedule", "run", "settle", "embed token_embd", "linear blk.1.ffn_down", "pick"] {
+        assert!(named(name), "no {name}");
+    }
+    assert_eq!(run(&["--quiet", "--profile", &path, "hello"]).stderr, "");
+    let nowhere = ["run", "-m", model(), "--profile", "/no/such/folder/t.json", "hello"];
+    let refused = hob(&nowhere).expect(1);
+    assert!(refused.stderr.contains("/no/such/folder/t.json"), "{}", refused.stderr);
+}

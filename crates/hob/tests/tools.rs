@@ -147,3 +147,25 @@ fn golden_without_fixtures_is_a_miss() {
     let dir = TempDir::new("cli-golden");
     hob(&["lab", "golden", dir.path().to_str().expect("UTF-8")]).expect(1);
 }
+
+#[test]
+fn a_gpu_that_is_not_used_is_one_line_and_one_that_is_not_there_a_refusal() {
+    let ran = hob(&["plan", model(), "--gpu", "off"]).expect(0);
+    assert_eq!(ran.stdout.lines().filter(|l| l.contains("GPU")).count(), 1, "{}", ran.stdout);
+    assert!(ran.stdout.contains("no GPU: --gpu off"), "{}", ran.stdout);
+    let json = hob(&["plan", model(), "--gpu", "off", "--json"]).expect(0).json();
+    assert!(json["plan"]["gpu"].is_null() && json["machine"]["gpus"]["none"].is_string(), "{json:#}");
+    let disk = hob(&["plan", model(), "--gpu", "off", "--experts-on", "disk"]).expect(4);
+    assert!(disk.stderr.contains("not built yet"), "{}", disk.stderr);
+    let none = hob(&["plan", model(), "--gpu", "2", "--adapter", "no such card"]).expect(4);
+    assert!(
+        none.stderr.contains("a GPU was asked for") && none.stderr.contains("--gpu off"),
+        "{}",
+        none.stderr
+    );
+    for wrong in [["--gpu", "many"], ["--experts-on", "tape"], ["--vram", "much"], ["--adapter", " "]] {
+        hob(&[&["plan", model()][..], &wrong[..]].concat()).expect(2);
+    }
+    let run = hob(&["run", "-q", "-m", model(), "--gpu", "off", "--max-tokens", "1", "x"]).expect(0);
+    assert!(run.stderr.is_empty(), "{}", run.stderr);
+}

@@ -174,7 +174,7 @@ fn pick_stays_inside() {
                 let (mut out, mut best) = (Picked::default(), Vec::new());
                 let mut scratch = pick::Scratch::default();
                 let k = vocab.min(5);
-                pick::pick(&pool, isa, logits.as_f32(), (vocab, k), &mut scratch, (&mut out, &mut best));
+                pick::pick(&pool, isa, logits.as_f32(), (vocab, k, &[]), &mut scratch, (&mut out, &mut best));
                 let expected = rows::top_k(logits.as_f32(), k);
                 assert_eq!(out.tokens, expected.iter().map(|t| t.1).collect::<Vec<_>>(), "{isa} {vocab}");
                 assert_eq!(best, [expected[0].1]);

@@ -1,10 +1,10 @@
-//! The k largest logits and the log-sum-exp of a row.
+//! The k largest logits and the log-sum-exp of a row, and the token drawn from them.
 //!
 //! One pass takes the maximum of every 256 logits, one sums exponentials. The k-th largest of those maxima is a bound
 //! that at least k logits reach, so only the few groups above it are searched.
 
 use hob_compute::reference::rows::{LSE_CHUNK, logit, pick_order};
-use hob_compute::{Pick, Picked, math};
+use hob_compute::{Draw, Pick, Picked, draw, math};
 
 use super::{ALONE, Parts, each_unit};
 use crate::isa::Isa;
@@ -27,19 +27,19 @@ pub struct Scratch {
     /// The maxima again, to be partially sorted.
     order: Vec<f32>,
     candidates: Vec<(f32, u32)>,
+    drawing: draw::Scratch,
 }
 
-/// Appends the results of `logits.len() / vocab` rows to `out` and their best tokens to `best`. `k` is 1..=vocab.
+/// Appends the results of `logits.len() / vocab` rows to `out` and the tokens chosen to `last`.
 pub fn pick(
     pool: &Pool,
     isa: Isa,
     logits: &[f32],
-    shape: (usize, usize),
+    (vocab, k, draws): (usize, usize, &[Draw]),
     scratch: &mut Scratch,
     results: (&mut Picked, &mut Vec<u32>),
 ) {
-    let (vocab, k) = shape;
-    let (out, best) = results;
+    let (out, last) = results;
     let rows = logits.len() / vocab;
     let chunks = vocab.div_ceil(LSE_CHUNK);
     let groups = vocab.div_ceil(GROUP);
@@ -79,9 +79,13 @@ pub fn pick(
             maxima: &maxima[r * groups..(r + 1) * groups],
         };
         row.top_k(k, &mut scratch.order, &mut scratch.candidates);
-        best.push(scratch.candidates[0].1);
         out.tokens.extend(scratch.candidates.iter().map(|c| c.1));
         out.logits.extend(scratch.candidates.iter().map(|c| c.0));
+        let from = out.tokens.len() - k;
+        let draw = draws.get(r).unwrap_or(&Draw::GREEDY);
+        let chosen = draw::from_top(&out.tokens[from..], &out.logits[from..], draw, &mut scratch.drawing);
+        last.push(chosen);
+        out.chosen.push(chosen);
     }
 }
 

@@ -49,3 +49,18 @@ pub fn wait_for_tokens(cache: &CacheConfig, tokens: usize) {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// Until a snapshot of recurrent state at `at` tokens or later is on disk: it is written behind the positions.
+pub fn wait_for_snapshot(cache: &CacheConfig, tokens: &[u32], at: usize) {
+    let since = Instant::now();
+    loop {
+        let store = DiskStore::open(cache.disk.as_ref().unwrap()).unwrap();
+        let chains = store.list();
+        let mut found = chains.iter().flat_map(|chain| store.find(&chain.identity, tokens).snapshots);
+        if found.any(|(len, _)| len >= at) {
+            return;
+        }
+        assert!(since.elapsed() < PATIENCE, "the child stores no snapshot");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

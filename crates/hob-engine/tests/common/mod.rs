@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex};
 
+use faulty::{Deed, Faulty};
+use hob_compute::{Compute, DeviceInfo};
 use hob_engine::*;
 use hob_files::ModelFile;
 use hob_model::Layout;
@@ -44,7 +46,7 @@ impl Tiny {
 }
 
 pub fn runtime() -> Arc<Runtime> {
-    Runtime::new(&RuntimeConfig { threads: Some(2), exact: false }).unwrap()
+    Runtime::new(&RuntimeConfig { threads: Some(2), exact: false, ..RuntimeConfig::default() }).unwrap()
 }
 
 /// A runtime that can be made to fail, and whose rows of logits can be looked at.
@@ -52,24 +54,60 @@ pub struct Watched {
     pub runtime: Arc<Runtime>,
     /// See [`faulty::Faulty`].
     pub countdown: Arc<AtomicI64>,
+    pub life: Arc<AtomicI64>,
+    pub silence: Arc<AtomicI64>,
     rows: Arc<Mutex<Vec<Vec<u32>>>>,
+    deeds: Arc<Mutex<Vec<Deed>>>,
 }
 
 impl Watched {
     /// For a vocabulary of `width` tokens.
     pub fn new(width: usize) -> Watched {
+        Self::with(width, false)
+    }
+
+    /// A device that says it works behind our back. It does what it is told at once, which is what such a device's work
+    /// in order comes to.
+    pub fn asynchronous(width: usize) -> Watched {
+        Self::with(width, true)
+    }
+
+    fn with(width: usize, asynchronous: bool) -> Watched {
+        let (never, deeds) = (|| Arc::new(AtomicI64::new(i64::MAX)), Arc::default());
+        let (countdown, life, silence, rows) = (never(), never(), never(), Arc::default());
+        let device = faulty::Faulty {
+            countdown: Arc::clone(&countdown),
+            life: Arc::clone(&life),
+            silence: Arc::clone(&silence),
+            rows: Arc::clone(&rows),
+            deeds: Some(Arc::clone(&deeds)),
+            ..Self::device(width, asynchronous)
+        };
+        Watched { runtime: Runtime::with_device(Box::new(device)), countdown, life, silence, rows, deeds }
+    }
+
+    /// The device alone; it keeps no account.
+    pub fn device(width: usize, asynchronous: bool) -> Faulty {
         let cpu = hob_cpu::CpuConfig { threads: 2, exact: false, isa: None, pin: false };
-        let countdown = Arc::new(AtomicI64::new(i64::MAX));
-        let rows = Arc::new(Mutex::new(Vec::new()));
-        let inner = Box::new(hob_cpu::Cpu::new(&cpu).unwrap());
-        let device =
-            faulty::Faulty { inner, countdown: Arc::clone(&countdown), rows: Arc::clone(&rows), width };
-        Watched { runtime: Runtime::with_device(Box::new(device)), countdown, rows }
+        Self::around(Box::new(hob_cpu::Cpu::new(&cpu).unwrap()), width, asynchronous)
+    }
+
+    /// Any device, which says of itself what `asynchronous` says.
+    pub fn around(inner: Box<dyn Compute>, width: usize, asynchronous: bool) -> Faulty {
+        let info = DeviceInfo { asynchronous, ..inner.info().clone() };
+        let never = || Arc::new(AtomicI64::new(i64::MAX));
+        let (countdown, life, silence) = (never(), never(), never());
+        Faulty { inner, info, countdown, life, silence, rows: Arc::default(), width, deeds: None }
     }
 
     /// The bits of the rows that samplers read since the last call; only chains that need whole rows read any.
     pub fn logits(&self) -> Vec<Vec<u32>> {
         std::mem::take(&mut *self.rows.lock().unwrap())
+    }
+
+    /// What the device was asked for since the last call.
+    pub fn deeds(&self) -> Vec<Deed> {
+        std::mem::take(&mut *self.deeds.lock().unwrap())
     }
 }
 

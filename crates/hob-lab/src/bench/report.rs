@@ -3,6 +3,7 @@
 use std::fmt;
 
 use hob_model::{KvLayout, Layout};
+use hob_plan::GpuPlan;
 pub use hob_plan::Quantiles;
 use hob_plan::units::{show_bytes, show_figures};
 use serde::Serialize;
@@ -75,6 +76,8 @@ pub struct Sample {
     pub gb_per_s: Option<f64>,
     /// 10^9 multiply-adds per second.
     pub gmacs_per_s: f64,
+    /// Dispatches of a GPU in one step; `None` without one, and for prefill.
+    pub dispatches_per_step: Option<f64>,
     pub limit: Limit,
 }
 
@@ -101,6 +104,11 @@ pub struct Row {
     pub gb_per_s: Option<Quantiles>,
     pub percent_of_limit: Option<Quantiles>,
     pub gmacs_per_s: Quantiles,
+    /// Dispatches of a step, and layers that they serve.
+    pub dispatches_per_step: Option<f64>,
+    pub gpu_layers: Option<usize>,
+    /// Decode where a GPU has a part: what the bandwidths probed in this run foretell.
+    pub expected_tokens_per_s: Option<f64>,
     pub samples: Vec<Sample>,
 }
 
@@ -119,6 +127,9 @@ impl Row {
             gb_per_s: quantiles(&all(&|s| s.gb_per_s)),
             percent_of_limit: quantiles(&all(&Sample::percent)),
             gmacs_per_s: quantiles(&all(&|s| Some(s.gmacs_per_s))).unwrap_or(none),
+            dispatches_per_step: quantiles(&all(&|s| s.dispatches_per_step)).map(|q| q.p50),
+            gpu_layers: None,
+            expected_tokens_per_s: None,
             samples,
         }
     }
@@ -161,7 +172,22 @@ impl fmt::Display for Row {
             f,
             "{:>7}  {:<8} {:>8}  {:<7} {:>7} {a:>15} {b:>8} {c:>8} {gb:>8} {limit:>8} {percent:>4} {nanos:>4}   {}",
             self.threads, self.kv_format, self.kv_bytes_per_token, self.test, self.depth, self.kv
-        )
+        )?;
+        if let Test::Prefill { .. } = self.test
+            && self.gpu_layers.is_some()
+        {
+            write!(f, ", {} TFLOP/s", show_figures(self.gmacs_per_s.p50 * 2e-3))?;
+        }
+        if let Some(dispatches) = self.dispatches_per_step {
+            write!(f, ", {} dispatches a step", show_figures(dispatches))?;
+            if let Some(layers) = self.gpu_layers.filter(|&n| n > 0) {
+                write!(f, " ({} a layer)", show_figures(dispatches / layers as f64))?;
+            }
+        }
+        match self.expected_tokens_per_s {
+            Some(expected) => write!(f, ", forecast {}", show_figures(expected)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -173,6 +199,8 @@ pub struct Report {
     pub model: String,
     pub description: String,
     pub isa: String,
+    /// What was on a GPU.
+    pub gpu: Option<GpuPlan>,
     pub parameters: u64,
     pub weights_bytes: u64,
     /// Bytes of one decode step at position 0.
@@ -190,6 +218,7 @@ impl Report {
             model: subject.name.clone(),
             description: subject.description.clone(),
             isa: String::new(),
+            gpu: None,
             parameters: info.parameters(),
             weights_bytes: info.footprint(&Layout::new(1)).weights,
             bytes_per_token: info.bytes_per_token(0, &KvLayout::default()),
@@ -215,7 +244,7 @@ mod tests {
 
     fn sample(tokens_per_s: f64, gb: Option<f64>, before: f64, after: f64) -> Sample {
         let limit = Limit { before_gb_per_s: before, after_gb_per_s: after, ping_pong_nanos: Some(50.0) };
-        Sample { tokens_per_s, gb_per_s: gb, gmacs_per_s: 1.0, limit }
+        Sample { tokens_per_s, gb_per_s: gb, gmacs_per_s: 1.0, dispatches_per_step: None, limit }
     }
 
     #[test]

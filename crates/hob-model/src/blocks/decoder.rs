@@ -4,7 +4,7 @@ use super::ends::{Embedding, FINAL_NORM, Head, Stream};
 use super::gqa::kv_states;
 use super::step::Step;
 use crate::arch::Architecture;
-use crate::needs::{BufId, Name, Needs};
+use crate::needs::{BufId, Name, Needs, Section};
 use crate::{Config, LayerConfig, LayerState, Result};
 
 /// One layer: the residual stream, in place.
@@ -38,13 +38,16 @@ impl<L: Layer> Decoder<L> {
         needs: &mut Needs,
         mut layer: impl FnMut(usize, &LayerConfig, &mut Needs) -> L,
     ) -> Box<dyn Architecture> {
-        Box::new(Decoder {
-            stream: Stream::new(config, needs),
-            embedding: Embedding::new(config, needs),
-            layers: config.layers.iter().enumerate().map(|(i, l)| layer(i, l, needs)).collect(),
-            head: Head::new(config, final_norm, needs),
-            states: kv_states(config),
-        })
+        needs.begin(Section::Embedding);
+        let (stream, embedding) = (Stream::new(config, needs), Embedding::new(config, needs));
+        let mut layers = Vec::with_capacity(config.layers.len());
+        for (i, l) in config.layers.iter().enumerate() {
+            needs.begin(Section::Layer(i));
+            layers.push(layer(i, l, needs));
+        }
+        needs.begin(Section::Head);
+        let head = Head::new(config, final_norm, needs);
+        Box::new(Decoder { stream, embedding, layers, head, states: kv_states(config) })
     }
 }
 

@@ -68,6 +68,12 @@ impl Norm {
         self.run_rows(step, x, out, step.rows())
     }
 
+    /// As a part of [`hob_compute::AttendNew`].
+    pub fn of_heads(&self, step: &Step) -> hob_compute::HeadNorm {
+        let &Norm { groups, eps, .. } = self;
+        hob_compute::HeadNorm { weight: step.weight(self.weight), groups, eps }
+    }
+
     fn run_rows(&self, step: &mut Step, x: BufId, out: BufId, rows: usize) -> Result<()> {
         let &Norm { groups, eps, .. } = self;
         let (x, out, weight) = (step.buf(x), step.buf(out), step.weight(self.weight));

@@ -1,6 +1,6 @@
 //! Grouped-query attention (Ainslie et al. 2023): `heads` query heads share `kv_heads` heads of K and V.
 
-use hob_compute::{AppendKv, Attend, Combine};
+use hob_compute::{Attend, AttendNew, Combine};
 
 use super::ends::Norm;
 use super::step::{Projection, Projections, Step};
@@ -113,19 +113,12 @@ impl Gqa {
     pub fn run(&self, step: &mut Step, input: BufId, out: BufId, combine: Combine) -> Result<()> {
         let &Gqa { heads, kv_heads, head_dim, scale, softcap, window, .. } = self;
         step.linear(input, [(&self.wq, self.q), (&self.wk, self.k), (&self.wv, self.v)], Combine::Store)?;
-        if let Some([of_q, of_k]) = &self.norms {
-            of_q.run(step, self.q, self.q)?;
-            of_k.run(step, self.k, self.k)?;
-        }
-        if let Some(table) = self.rope {
-            step.rope(self.q, heads, head_dim, table)?;
-            step.rope(self.k, kv_heads, head_dim, table)?;
-        }
+        let norms = self.norms.as_ref().map(|norms| norms.each_ref().map(|n| n.of_heads(step)));
+        let rotation = self.rope.map(|table| step.ropes[table]);
         let [q, k, v, mixed] = [self.q, self.k, self.v, self.mixed].map(|b| step.buf(b));
-        let (seqs, sinks) = (step.seqs, None);
-        step.dev.append_kv(&AppendKv { k, v, seqs })?;
+        let (seqs, sinks, positions) = (step.seqs, None, step.positions);
         let attend = Attend { q, out: mixed, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs };
-        step.dev.attend(&attend)?;
+        step.dev.attend_new(&AttendNew { attend, k, v, norms, rotation, positions })?;
         step.linear(self.mixed, [(&self.wo, out)], combine)
     }
 }

@@ -1,27 +1,17 @@
 //! One pass over a batch as a block sees it: the device, the bound handles, and the rows.
 
-use hob_compute::{
-    Buf, Combine, Compute, Linear, Product, Rope, RopePairs, SeqRows, SlotRows, Token, Weight,
-};
+use hob_compute::{Buf, Combine, Compute, Linear, Product, Rotation, SeqRows, SlotRows, Token, Weight};
 
 use crate::Result;
 use crate::needs::{BufId, Group, Name, Needs, WeightId};
-
-/// A rotary table on the device.
-#[derive(Copy, Clone, Debug)]
-pub(crate) struct RopeTable {
-    /// `[1, rotary / 2]`
-    pub freqs: Buf,
-    pub pairs: RopePairs,
-    pub magnitude: f32,
-}
 
 /// What the runner hands to every block.
 pub(crate) struct Step<'a> {
     pub dev: &'a mut dyn Compute,
     pub weights: &'a [Weight],
     pub bufs: &'a [Buf],
-    pub ropes: &'a [RopeTable],
+    /// Rotary tables.
+    pub ropes: &'a [Rotation],
     /// Token of each batch row.
     pub tokens: &'a [Token],
     /// Position of each batch row.
@@ -72,13 +62,6 @@ impl Step<'_> {
         });
         let x = self.buf(x);
         Ok(self.dev.linear(&Linear { x, first_row: 0, rows, products: &products, combine })?)
-    }
-
-    /// Rotates `heads` heads of every batch row in place by table `table`.
-    pub fn rope(&mut self, x: BufId, heads: usize, head_dim: usize, table: usize) -> Result<()> {
-        let RopeTable { freqs, pairs, magnitude } = self.ropes[table];
-        let (x, positions) = (self.buf(x), self.positions);
-        Ok(self.dev.rope(&Rope { x, heads, head_dim, positions, freqs, pairs, magnitude })?)
     }
 }
 

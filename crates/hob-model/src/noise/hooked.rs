@@ -75,7 +75,7 @@ impl<H: Hook> Compute for Hooked<'_, H> {
         self.dev.position_bytes(pool, range)
     }
 
-    fn read_positions(&self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+    fn read_positions(&mut self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
         self.dev.read_positions(page, range, out)
     }
 

@@ -5,14 +5,15 @@
 use hob_compute::{Buf, Compute, Weight, WeightKind, WeightSpec};
 use hob_quant::Format;
 
-use crate::blocks::RopeTable;
 use crate::config::{DIVISORS, LONG, SHORT};
 use crate::info::file_bytes;
 use crate::source::open_slot;
 use crate::state::StateBuf;
 use crate::{
-    Layout, LongFactors, ModelError, ModelInfo, Result, RopeConfig, RopeScaling, TensorSource, rope,
+    Layout, LongFactors, ModelError, ModelInfo, Placement, Result, RopeConfig, RopeScaling, TensorSource,
+    rope,
 };
+use hob_compute::Rotation;
 
 /// The weights of a loaded model.
 pub(super) struct Held {
@@ -33,7 +34,7 @@ struct Frequencies {
 /// What depends on the layout, beside the pages.
 pub(super) struct Room {
     pub bufs: Vec<Buf>,
-    pub ropes: Vec<RopeTable>,
+    pub ropes: Vec<Rotation>,
     /// What the rotary tables hold.
     pub frequencies: Vec<Vec<f32>>,
 }
@@ -45,12 +46,13 @@ impl Held {
         source: &dyn TensorSource,
         info: &ModelInfo,
         dev: &mut dyn Compute,
+        placement: &Placement,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let frequencies = info.config.ropes.iter().map(|rope| frequencies(rope, source));
         let frequencies = frequencies.collect::<Result<_>>()?;
         let mut held = Held { weights: Vec::new(), frequencies };
-        match held.fill(source, info, dev, progress) {
+        match held.fill(source, info, (dev, placement), progress) {
             Ok(()) => Ok(held),
             Err(e) => {
                 held.release(dev)?;
@@ -63,7 +65,7 @@ impl Held {
         &mut self,
         source: &dyn TensorSource,
         info: &ModelInfo,
-        dev: &mut dyn Compute,
+        (dev, placement): (&mut dyn Compute, &Placement),
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         let read = |kind| kind != WeightKind::Table;
@@ -75,6 +77,7 @@ impl Held {
             let (format, bytes) = open_slot(slot, format, &info.config.arch, source)?;
             let (name, kind) = (slot.name.clone(), slot.kind);
             let spec = WeightSpec { name, kind, format, rows: slot.rows, cols: slot.cols };
+            dev.place(info.device_of(slot, placement));
             self.weights.push(dev.load(&spec, bytes)?);
             if read(slot.kind) {
                 done += read_bytes;
@@ -120,14 +123,16 @@ impl Room {
         dev: &mut dyn Compute,
         layout: &Layout,
     ) -> Result<()> {
-        for [rows, width] in info.buffer_shapes(layout) {
+        for ([rows, width], layer) in info.buffer_shapes(layout) {
+            dev.place(layer.map_or(0, |layer| layout.placement.layer(layer)));
             self.bufs.push(dev.alloc(rows, width)?);
         }
+        dev.place(0);
         for Frequencies { rope, within, beyond } in tables {
             let beyond = beyond.as_ref().filter(|(ctx, _)| layout.ctx_tokens as f64 > *ctx);
             let table = beyond.map_or(within, |(_, table)| table);
             let freqs = dev.alloc(1, table.len())?;
-            self.ropes.push(RopeTable { freqs, pairs: rope.pairs, magnitude: rope.magnitude });
+            self.ropes.push(Rotation { freqs, pairs: rope.pairs, magnitude: rope.magnitude });
             dev.upload(freqs, 0, table)?;
             self.frequencies.push(table.clone());
         }

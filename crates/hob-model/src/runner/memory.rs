@@ -32,10 +32,11 @@ impl Model {
     }
 
     /// Makes the sequence's full pages immutable and known by their tokens, so that [`Model::resume`] finds them.
-    /// `tokens` are the sequence's, at least as many as it holds. Cheap to call after every step.
+    /// `tokens` are the sequence's, as far as they are known; pages with others wait, and nothing from the first unknown
+    /// one on is taken as final: [`Model::truncate`] can go back there. Cheap to call after every step.
     ///
     /// # Errors
-    /// [`ModelError::UnknownSequence`]; [`ModelError::Batch`] when `tokens` are too few or not what was computed.
+    /// [`ModelError::UnknownSequence`]; [`ModelError::Batch`] when `tokens` are not what was computed.
     pub fn seal(&mut self, _dev: &mut dyn Compute, id: SeqId, tokens: &[u32]) -> Result<()> {
         let slot = self.sequences.slot(id)?;
         self.sequences.seal(slot, tokens)
@@ -45,7 +46,7 @@ impl Model {
     /// [`Model::resume`] of these tokens finds exactly this length. No page is copied: the sequence goes on behind it.
     ///
     /// # Errors
-    /// As [`Model::seal`], and what the device says.
+    /// As [`Model::seal`], when `tokens` are fewer than the sequence holds, and what the device says.
     pub fn keep(&mut self, dev: &mut dyn Compute, id: SeqId, tokens: &[u32]) -> Result<()> {
         let slot = self.sequences.slot(id)?;
         let Some((node, at)) = self.sequences.keep(slot, tokens)? else { return Ok(()) };
@@ -65,7 +66,7 @@ impl Model {
     /// # Errors
     /// [`ModelError::UnknownSequence`]; [`ModelError::Image`] when the sequence does not hold all of them any more; what
     /// the device says.
-    pub fn export(&self, dev: &dyn Compute, id: SeqId, range: Range<usize>) -> Result<Vec<u8>> {
+    pub fn export(&self, dev: &mut dyn Compute, id: SeqId, range: Range<usize>) -> Result<Vec<u8>> {
         let held = self.seq_len(id)?;
         if range.start > range.end || range.end > held {
             return Err(ModelError::image(format!("positions within 0..{held}"), format!("{range:?}")));
@@ -231,9 +232,13 @@ impl Model {
     ///
     /// # Errors
     /// [`ModelError::Layout`] for a layout without rows or while sequences live, and what the device says. The model is
-    /// as before then.
+    /// as before then, unless a device that rehearses found no room for what a step needs.
     pub fn relayout(&mut self, dev: &mut dyn Compute, layout: &Layout) -> Result<()> {
         layout.check()?;
+        if layout.placement != self.layout.placement {
+            let expected = "the placement that the weights were loaded with";
+            return Err(ModelError::layout(expected, "another; load the model again"));
+        }
         if self.sequences.any() {
             return Err(ModelError::layout("no sequences while the layout changes; free them first", "some"));
         }
@@ -244,7 +249,7 @@ impl Model {
             Ok(room) => room,
             Err(e) => return pools.release(dev).and(Err(e)),
         };
-        let identity = identity(&self.id, info, &layout.kv, dev.info(), &room.frequencies);
+        let identity = identity(&self.id, info, layout, dev.info(), &room.frequencies);
         let prefixes = Prefixes::new(identity, snapshot_budget(info, layout));
         let generation = self.sequences.next_generation();
         let sequences = Sequences::new(layout, info.config.layers.len(), pools, prefixes, generation);
@@ -253,7 +258,8 @@ impl Model {
         let old = std::mem::replace(&mut self.sequences, sequences);
         let old_room = std::mem::replace(&mut self.room, room);
         let released = old.pools.release(dev);
-        old_room.release(dev).and(released)
+        old_room.release(dev).and(released)?;
+        self.rehearse(dev)
     }
 
     /// What is in memory now.

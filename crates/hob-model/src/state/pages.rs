@@ -1,15 +1,16 @@
-//! Sheets of pages in the device's pools. Nothing grows after `new`, so that taking and returning a sheet allocates
-//! nothing. It must not know what is in them.
+//! Sheets of pages in the device's pools: a sheet is one page of every layer of a group, at the same index of each layer's
+//! own pool, so that the pages of a layer lie together and layers may live on different devices. Nothing grows after
+//! `new`, so that taking and returning a sheet allocates nothing. It must not know what is in them.
 
 use hob_compute::{Compute, Page, Pool};
 
 use super::plan::{Group, Sheets, groups};
 use crate::{Layout, ModelInfo, Result};
 
-/// One pool of a group, with the sheets in it that are free.
+/// One kind of sheets of a group, with those that are free.
 struct Shelf {
-    /// `None` where the layout needs no sheet of this kind.
-    pool: Option<Pool>,
+    /// Of each layer of the group, in their order; none where the layout needs no sheet of this kind.
+    pools: Vec<Pool>,
     /// The next sheet to hand out is the last.
     free: Vec<u32>,
 }
@@ -36,7 +37,7 @@ impl PagePools {
     pub fn new(info: &ModelInfo, layout: &Layout, dev: &mut dyn Compute) -> Result<Self> {
         let mut pools = PagePools { groups: Vec::new() };
         for group in groups(info, layout) {
-            let empty = || Shelf { pool: None, free: Vec::new() };
+            let empty = || Shelf { pools: Vec::new(), free: Vec::new() };
             let first = group.first().map(|_| empty());
             pools.groups.push(Shelves { group, first, rest: empty() });
         }
@@ -54,10 +55,12 @@ impl PagePools {
             let (live, cached) = (group.live(layout), group.cached(layout));
             let sheets =
                 Sheets { first: live.first + cached.first, rest: live.rest.saturating_add(cached.rest) };
-            let layers = group.layers.len();
             let mut fill = |shelf: &mut Shelf, page, count: usize| -> Result<()> {
                 if count > 0 {
-                    shelf.pool = Some(dev.alloc_pages(&group.spec_of(page), count.saturating_mul(layers))?);
+                    for &layer in &group.layers {
+                        dev.place(layout.placement.layer(layer));
+                        shelf.pools.push(dev.alloc_pages(&group.spec_of(page), count)?);
+                    }
                     // Low sheets first: they are the ones whose memory was touched before.
                     shelf.free = (0..count as u32).rev().collect();
                 }
@@ -99,12 +102,10 @@ impl PagePools {
     }
 
     /// The pages of a sheet: one per layer of the group, in the order of its layers.
-    pub fn pages(&self, group: usize, page: usize, sheet: u32) -> impl Iterator<Item = Page> + use<> {
+    pub fn pages(&self, group: usize, page: usize, sheet: u32) -> impl Iterator<Item = Page> {
         let shelves = &self.groups[group];
         let shelf = shelves.first.as_ref().filter(|_| page == 0).unwrap_or(&shelves.rest);
-        let layers = shelves.group.layers.len() as u32;
-        let at = move |pool| (0..layers).map(move |i| Page { pool, index: sheet * layers + i });
-        shelf.pool.map(at).into_iter().flatten()
+        shelf.pools.iter().map(move |&pool| Page { pool, index: sheet })
     }
 
     /// Copies the first `rows` positions of a sheet, in every layer.
@@ -141,7 +142,7 @@ impl PagePools {
     /// The first thing the device says; the rest is released all the same.
     pub fn release(self, dev: &mut dyn Compute) -> Result<()> {
         let shelves = self.groups.into_iter().flat_map(|s| s.first.into_iter().chain([s.rest]));
-        let results: Vec<_> = shelves.filter_map(|s| s.pool).map(|pool| dev.free_pages(pool)).collect();
+        let results: Vec<_> = shelves.flat_map(|s| s.pools).map(|pool| dev.free_pages(pool)).collect();
         Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)
     }
 }

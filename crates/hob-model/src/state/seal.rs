@@ -8,20 +8,22 @@ use super::prefixes::{NodeId, ROOT};
 use crate::{ModelError, Result};
 
 impl Sequences {
-    /// Makes nodes of the full pages. `tokens` are all of the sequence's.
+    /// Makes nodes of the full pages. `tokens` are the sequence's, as far as they are known: the last ones may be on the
+    /// device still, and pages with such tokens wait.
     ///
     /// # Errors
-    /// [`ModelError::Batch`] for tokens that are too few or not what was computed.
+    /// [`ModelError::Batch`] for tokens that are not what was computed.
     pub fn seal(&mut self, slot: usize, tokens: &[u32]) -> Result<()> {
-        let end = self.at(slot).len.min(self.at(slot).genuine);
+        let known = self.at(slot).len.min(tokens.len());
+        let end = known.min(self.at(slot).genuine);
         let first = self.full_nodes(slot);
-        if (first + 1) * PAGE_POSITIONS <= end || tokens.len() < self.at(slot).len {
+        if (first + 1) * PAGE_POSITIONS <= end {
             self.learn(slot, tokens)?;
         }
         for page in first..end / PAGE_POSITIONS {
             self.seal_page(slot, page);
         }
-        self.slide(slot);
+        self.slide(slot, known);
         Ok(())
     }
 
@@ -29,8 +31,12 @@ impl Sequences {
     /// end. `None` where there is nothing to keep.
     ///
     /// # Errors
-    /// As [`Sequences::seal`].
+    /// As [`Sequences::seal`], and for tokens that are too few.
     pub fn keep(&mut self, slot: usize, tokens: &[u32]) -> Result<Option<(NodeId, usize)>> {
+        let len = self.at(slot).len;
+        if tokens.len() < len {
+            return Err(ModelError::batch(format!("the {len} tokens of the sequence"), tokens.len()));
+        }
         self.learn(slot, tokens)?;
         self.seal(slot, tokens)?;
         let len = self.at(slot).len;
@@ -107,15 +113,13 @@ impl Sequences {
     /// Takes in tokens that only the device knew.
     fn learn(&mut self, slot: usize, tokens: &[u32]) -> Result<()> {
         let slot = self.at_mut(slot);
-        if tokens.len() < slot.len {
-            return Err(ModelError::batch(format!("the {} tokens of the sequence", slot.len), tokens.len()));
-        }
         let known = slot.tokens.len();
-        if let Some(at) = (0..known).find(|&at| slot.tokens[at] != tokens[at]) {
+        if let Some(at) = (0..known.min(tokens.len())).find(|&at| slot.tokens[at] != tokens[at]) {
             let expected = format!("token {} at position {at}, as it was computed", slot.tokens[at]);
             return Err(ModelError::batch(expected, tokens[at]));
         }
-        slot.tokens.extend_from_slice(&tokens[known..slot.len.min(slot.genuine).max(known)]);
+        let end = slot.len.min(slot.genuine).min(tokens.len()).max(known);
+        slot.tokens.extend_from_slice(tokens.get(known..end).unwrap_or_default());
         Ok(())
     }
 

@@ -183,7 +183,7 @@ impl Sequences {
     /// What the device says of a copied page; [`ModelError::Layout`] when a pool is used up, which a layout of whole
     /// sequences rules out.
     pub fn reserve(&mut self, dev: &mut dyn Compute, slot: usize, len: usize) -> Result<()> {
-        self.slide(slot);
+        self.slide(slot, self.slots[slot].len);
         let (page, rows) = (self.slots[slot].len / PAGE_POSITIONS, self.slots[slot].len % PAGE_POSITIONS);
         if let Some(&node) = self.slots[slot].nodes.get(page)
             && self.prefixes.node(node).tokens.len() > rows
@@ -201,10 +201,10 @@ impl Sequences {
         Ok(())
     }
 
-    /// Lets go of the pages that no row from the sequence's end on will see.
-    pub fn slide(&mut self, slot: usize) {
+    /// Lets go of the pages that no row from position `len` on will see.
+    pub fn slide(&mut self, slot: usize, len: usize) {
         for group in 0..self.pools.count() {
-            let seen = self.pools.group(group).first_page(self.slots[slot].len);
+            let seen = self.pools.group(group).first_page(len);
             let Table { from, ref sheets } = self.slots[slot].groups[group];
             for page in from..seen.min(sheets.len()) {
                 self.drop_sheet(slot, group, page);

@@ -30,7 +30,8 @@ pub fn engine(dir: &TempDir, ctx_tokens: usize) -> Engine {
     let path = dir.join("tiny.gguf");
     TinySpec { ctx: ctx_tokens, ..TinySpec::llama() }.write_gguf(&path, &f32_encode).unwrap();
     let file = Arc::new(ModelFile::open(&path).unwrap());
-    let runtime = Runtime::new(&RuntimeConfig { threads: Some(1), exact: false }).unwrap();
+    let runtime =
+        Runtime::new(&RuntimeConfig { threads: Some(1), exact: false, ..RuntimeConfig::default() }).unwrap();
     let layout = Layout { chunk_rows: 16, cached_tokens: 2048, ..Layout::new(ctx_tokens) };
     Engine::load(&runtime, file, layout, &mut |_, _| {}).unwrap()
 }

@@ -121,7 +121,11 @@ impl Needs {
 }
 
 fn runtime(plan: &Plan, eval: &EvalArgs) -> Result<Arc<Runtime>> {
-    Ok(Runtime::new(&RuntimeConfig { threads: Some(plan.threads), exact: eval.exact })?)
+    Ok(Runtime::new(&RuntimeConfig {
+        threads: Some(plan.threads),
+        exact: eval.exact,
+        ..RuntimeConfig::default()
+    })?)
 }
 
 fn config(eval: &EvalArgs, plan: &Plan) -> EvalConfig {

@@ -91,7 +91,7 @@ pub fn noise(house: &House, opened: &Opened) -> Result<KvNoise> {
     if let Some(known) = KvNoise::load(house.home(), &id) {
         return Ok(known);
     }
-    let runtime = Runtime::new(&RuntimeConfig { threads: None, exact: false })?;
+    let runtime = Runtime::new(&RuntimeConfig { threads: None, exact: false, ..RuntimeConfig::default() })?;
     let mut bar = LateBar::new("loading", Unit::Bytes);
     let found = hob_engine::calibrate(&runtime, &opened.file, &mut |done, total| bar.set(done, total));
     bar.clear();
@@ -147,6 +147,10 @@ impl Subject {
     }
 
     fn runtime(&self, exact: bool) -> Result<Arc<Runtime>> {
-        Ok(Runtime::new(&RuntimeConfig { threads: Some(self.plan.threads), exact })?)
+        Ok(Runtime::new(&RuntimeConfig {
+            threads: Some(self.plan.threads),
+            exact,
+            ..RuntimeConfig::default()
+        })?)
     }
 }

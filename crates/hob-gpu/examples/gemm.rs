@@ -1,0 +1,136 @@
+//! Speed of `linear` on many rows: formats x shapes x rows, in TFLOP/s.
+//!
+//! `gemm [FORMAT,.. [OUTPUTSxINPUTS,.. [ROWS,..]]]`; a shape that ends in `g` is a gated pair of that many outputs each.
+//! The adapter is `HOB_TEST_ADAPTER` or the first. Weights are rotated over more than 200 MB so that no cache serves
+//! them; the clocks are warm; a time is the best of three runs of many calls between two waits.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hob_compute::{
+    Activation, Buf, ByteSource, Combine, Compute, Linear, Product, Result, Weight, WeightKind, WeightSpec,
+};
+use hob_gpu::{Gpu, GpuConfig};
+use hob_quant::Format;
+
+/// Bytes over which weights are rotated.
+const ROTATED: u64 = 200 << 20;
+/// Seconds of the same work before it is timed, and of a timed run.
+const WARM: f64 = 0.4;
+const RUN: f64 = 0.15;
+
+/// Any codes under scales that are numbers.
+struct Random {
+    bytes: u64,
+}
+
+impl ByteSource for Random {
+    fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let mut state = (offset + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        for bytes in buf.chunks_mut(4) {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Bits 14 and 6 clear: an f16 here is below 2.
+            let word = (state >> 32) as u32 & 0xBFBF_BFBF;
+            bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    outputs: usize,
+    inputs: usize,
+    gated: bool,
+}
+
+impl Shape {
+    fn parse(text: &str) -> Option<Shape> {
+        let (text, gated) = text.strip_suffix('g').map_or((text, false), |t| (t, true));
+        let (outputs, inputs) = text.split_once('x')?;
+        Some(Shape { outputs: outputs.parse().ok()?, inputs: inputs.parse().ok()?, gated })
+    }
+}
+
+/// Runs `calls` calls, each with the next weights; seconds from the first call to the last result.
+fn run(
+    gpu: &mut Gpu,
+    weights: &[Weight],
+    (x, out): (Buf, Buf),
+    rows: usize,
+    shape: Shape,
+    calls: usize,
+) -> Result<f64> {
+    let start = Instant::now();
+    for i in 0..calls {
+        let products =
+            [0, 1].map(|p| Product { weight: weights[(2 * i + p) % weights.len()], bias: None, out });
+        let (products, combine) = match shape.gated {
+            true => (&products[..], Combine::Gated(Activation::Silu)),
+            false => (&products[..1], Combine::Store),
+        };
+        gpu.linear(&Linear { x, first_row: 0, rows, products, combine })?;
+    }
+    gpu.download(out, 0, &mut [0.0])?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn bench(gpu: &mut Gpu, format: Format, shape: Shape, all_rows: &[usize]) -> Result<()> {
+    let Shape { outputs, inputs, gated } = shape;
+    let spec = WeightSpec { name: "w".into(), kind: WeightKind::Matrix, format, rows: outputs, cols: inputs };
+    let bytes = spec.file_bytes().unwrap_or(u64::MAX);
+    let count = ROTATED.div_ceil(bytes).max(2).next_multiple_of(2);
+    let weights: Vec<_> =
+        (0..count).map(|_| gpu.load(&spec, Arc::new(Random { bytes }))).collect::<Result<_>>()?;
+    for &rows in all_rows {
+        let (x, out) = (gpu.alloc(rows, inputs)?, gpu.alloc(rows, outputs)?);
+        let values: Vec<f32> = (0..rows * inputs).map(|i| (i * 7919 % 255) as f32 / 127.0 - 1.0).collect();
+        gpu.upload(x, 0, &values)?;
+        run(gpu, &weights, (x, out), rows, shape, 1)?;
+        let each = run(gpu, &weights, (x, out), rows, shape, 4)? / 4.0;
+        let calls = ((RUN / each) as usize).clamp(2, 2000);
+        let warm = Instant::now();
+        while warm.elapsed().as_secs_f64() < WARM {
+            run(gpu, &weights, (x, out), rows, shape, calls)?;
+        }
+        let mut best = f64::MAX;
+        for _ in 0..3 {
+            best = best.min(run(gpu, &weights, (x, out), rows, shape, calls)? / calls as f64);
+        }
+        let flops = 2.0 * (rows * outputs * inputs) as f64 * if gated { 2.0 } else { 1.0 };
+        let pair = if gated { " pair" } else { "" };
+        println!(
+            "{format} {outputs}x{inputs}{pair} rows {rows}: {:.1} TFLOP/s, {:.0} us",
+            flops / best / 1e12,
+            best * 1e6
+        );
+        [x, out].into_iter().try_for_each(|buf| gpu.free(buf))?;
+    }
+    weights.into_iter().try_for_each(|w| gpu.unload(w))
+}
+
+fn list<T>(arg: Option<String>, default: &str, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
+    let text = arg.unwrap_or(default.into());
+    text.split(',').map(|t| parse(t).unwrap_or_else(|| panic!("what is '{t}'?"))).collect()
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let formats = list(args.next(), "Q4_0,Q4_K", Format::from_name);
+    let shapes = "4096x4096,12288x4096g,4096x12288,8192x8192,28672x8192g,8192x28672";
+    let shapes = list(args.next(), shapes, Shape::parse);
+    let rows: Vec<usize> = list(args.next(), "32,64,128,512,1024,2048", |t| t.parse().ok());
+    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let mut gpu = Gpu::open(&GpuConfig { adapter, ..Default::default() })?;
+    println!("{}", gpu.info().adapter);
+    for format in formats {
+        for &shape in &shapes {
+            bench(&mut gpu, format, shape, &rows)?;
+        }
+    }
+    Ok(())
+}

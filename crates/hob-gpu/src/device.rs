@@ -1,0 +1,324 @@
+//! The device: handles and checks, and which file runs which verb. It must not know how kernels compute.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hob_compute::check::{self, Shape};
+use hob_compute::slots::{Slots, next_device};
+use hob_compute::*;
+
+use crate::act::Act;
+use crate::cache::Cache;
+use crate::context::Context;
+use crate::pages::Pages;
+use crate::stream::{BufferId, Fetch, Stream};
+use crate::verb::attend::Splits;
+use crate::verb::experts::many::Grouping;
+use crate::verb::pick::Picks;
+use crate::weights::Loaded;
+
+/// Which adapter to open, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GpuConfig {
+    /// Index among [`crate::adapters`].
+    pub adapter: usize,
+    /// Features to do without: see [`crate::Tier::without`].
+    pub off: String,
+    /// Keep activations and K and V in f32 (goldens run so; slow).
+    pub exact: bool,
+    /// A folder where compiled kernels are kept for the next start.
+    pub cache: Option<PathBuf>,
+}
+
+/// Read-backs under way at once in [`Compute::download_all`]: more than any verb asks for.
+const TOGETHER: usize = 8;
+
+/// A GPU.
+pub struct Gpu {
+    pub(crate) info: DeviceInfo,
+    pub(crate) stream: Stream,
+    pub(crate) acts: Slots<Buf, Act>,
+    pub(crate) weights: Slots<Weight, Loaded>,
+    pub(crate) pools: Slots<Pool, Pages>,
+    pub(crate) picks: Picks,
+    pub(crate) grouping: Grouping,
+    /// Arguments on their way to the stream, reused.
+    pub(crate) words: Vec<u32>,
+    /// Bound in the place of pools that a call has no pages of.
+    pub(crate) stand_ins: Option<[BufferId; 2]>,
+    cache: Option<Cache>,
+    pub(crate) splits: Splits,
+}
+
+impl Gpu {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// See [`Context::open`].
+    pub fn open(config: &GpuConfig) -> Result<Gpu> {
+        let mut context = Context::open(config.adapter, &config.off)?;
+        let cache = config.cache.as_deref().map(|folder| Cache::open(folder, &mut context));
+        let facts = &context.facts;
+        let adapter = format!("{} / {} / {} / {}", facts.name, facts.backend, facts.driver, facts.tier);
+        let info = DeviceInfo {
+            kind: "gpu",
+            isa: "wgsl",
+            threads: 1,
+            exact: config.exact,
+            adapter,
+            asynchronous: true,
+        };
+        let device = next_device();
+        Ok(Gpu {
+            info,
+            stream: Stream::new(context)?,
+            acts: Slots::new(device),
+            weights: Slots::new(device),
+            pools: Slots::new(device),
+            picks: Picks::default(),
+            grouping: Grouping::default(),
+            words: Vec::new(),
+            stand_ins: None,
+            cache,
+            splits: Splits::default(),
+        })
+    }
+
+    /// What is known of the adapter.
+    pub fn facts(&self) -> &crate::AdapterFacts {
+        &self.stream.context.facts
+    }
+
+    /// Ends the device's life, as a reset of its driver does: for tests of what comes after.
+    pub fn lose(&self) {
+        self.stream.context.device.destroy();
+    }
+
+    /// Bytes that can still be allocated without driving other programs' memory out, where the system tells.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.stream.context.free_bytes()
+    }
+
+    /// Kernels, buffers and bind groups made and dispatches and submits done so far.
+    pub fn counters(&self) -> crate::Counters {
+        self.stream.counters()
+    }
+
+    /// Starts a read-back of floats from the start of a row on.
+    fn start_download(&mut self, src: Buf, row: usize, floats: usize) -> Result<Fetch> {
+        let act = self.acts.get("download", src)?;
+        let span = check::span("download", act.shape, row, floats)?;
+        self.stream.fetch(act.rows, 4 * span.start as u64, 4 * floats)
+    }
+
+    /// Keeps what was compiled for the next start.
+    fn store_kernels(&mut self) {
+        let Gpu { cache, stream, .. } = self;
+        if let Some(cache) = cache {
+            cache.store(&stream.context, stream.counters().kernels);
+        }
+    }
+
+    pub(crate) fn shape(&self, verb: &'static str, buf: Buf) -> Result<Shape> {
+        Ok(self.acts.get(verb, buf)?.shape)
+    }
+
+    pub(crate) fn weight(&self, verb: &'static str, weight: Weight, kind: WeightKind) -> Result<&Loaded> {
+        let loaded = self.weights.get(verb, weight)?;
+        check::kind(verb, kind, &loaded.spec.name, loaded.spec.kind)?;
+        Ok(loaded)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        self.store_kernels();
+    }
+}
+
+impl Compute for Gpu {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn alloc(&mut self, rows: usize, width: usize) -> Result<Buf> {
+        check::alloc(rows, width)?;
+        let act = Act::new(&mut self.stream, Shape { rows, width })?;
+        Ok(self.acts.insert(act))
+    }
+
+    fn free(&mut self, buf: Buf) -> Result<()> {
+        let act = self.acts.remove("free", buf)?;
+        act.release(&mut self.stream);
+        self.stream.flush()
+    }
+
+    fn upload(&mut self, dst: Buf, row: usize, data: &[f32]) -> Result<()> {
+        let act = self.acts.get_mut("upload", dst)?;
+        let span = check::span("upload", act.shape, row, data.len())?;
+        act.written();
+        self.stream.write(act.rows, 4 * span.start as u64, bytemuck::cast_slice(data))
+    }
+
+    fn download(&mut self, src: Buf, row: usize, out: &mut [f32]) -> Result<()> {
+        let act = self.acts.get("download", src)?;
+        let span = check::span("download", act.shape, row, out.len())?;
+        self.stream.read(act.rows, 4 * span.start as u64, bytemuck::cast_slice_mut(out))
+    }
+
+    fn download_all(&mut self, parts: &[(Buf, usize, usize)], out: &mut [f32]) -> Result<()> {
+        let mut rest = out;
+        for parts in parts.chunks(TOGETHER) {
+            let mut under_way: [Option<(Fetch, usize)>; TOGETHER] = Default::default();
+            let mut done = Ok(());
+            for (slot, &(src, row, floats)) in under_way.iter_mut().zip(parts) {
+                match self.start_download(src, row, floats) {
+                    Ok(fetch) => *slot = Some((fetch, floats)),
+                    Err(e) => {
+                        done = Err(e);
+                        break;
+                    }
+                }
+            }
+            for (fetch, floats) in under_way.into_iter().flatten() {
+                match std::mem::take(&mut rest).split_at_mut_checked(floats).filter(|_| done.is_ok()) {
+                    Some((part, behind)) => {
+                        rest = behind;
+                        done = self.stream.wait(fetch, bytemuck::cast_slice_mut(part));
+                    }
+                    None => {
+                        self.stream.forget(fetch);
+                        let problem = || ComputeError::shape("download", "room for every part", "less");
+                        done = done.and_then(|()| Err(problem()));
+                    }
+                }
+            }
+            done?;
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, spec: &WeightSpec, source: Arc<dyn ByteSource>) -> Result<Weight> {
+        let loaded = Loaded::load(&mut self.stream, spec, source)?;
+        Ok(self.weights.insert(loaded))
+    }
+
+    fn unload(&mut self, weight: Weight) -> Result<()> {
+        let loaded = self.weights.remove("unload", weight)?;
+        loaded.release(&mut self.stream);
+        self.stream.flush()
+    }
+
+    fn alloc_pages(&mut self, spec: &PageSpec, count: usize) -> Result<Pool> {
+        let pages = Pages::new(&mut self.stream, spec, count, self.info.exact)?;
+        Ok(self.pools.insert(pages))
+    }
+
+    fn free_pages(&mut self, pool: Pool) -> Result<()> {
+        let pages = self.pools.remove("free_pages", pool)?;
+        pages.release(&mut self.stream);
+        self.stream.flush()
+    }
+
+    fn copy_page(&mut self, from: Page, to: Page, positions: usize) -> Result<()> {
+        self.run_copy_page(from, to, positions)
+    }
+
+    fn position_bytes(&self, pool: Pool, range: Range<usize>) -> Result<usize> {
+        check::positions("position_bytes", &range)?;
+        Ok(self.pools.get("position_bytes", pool)?.image_bytes(range))
+    }
+
+    fn read_positions(&mut self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+        self.run_read_positions(page, range, out)
+    }
+
+    fn write_positions(&mut self, page: Page, range: Range<usize>, bytes: &[u8]) -> Result<()> {
+        self.run_write_positions(page, range, bytes)
+    }
+
+    fn embed(&mut self, args: &Embed) -> Result<()> {
+        self.run_embed(args)
+    }
+
+    fn norm(&mut self, args: &Norm) -> Result<()> {
+        self.run_norm(args)
+    }
+
+    fn linear(&mut self, args: &Linear) -> Result<()> {
+        self.run_linear(args)
+    }
+
+    fn rope(&mut self, args: &Rope) -> Result<()> {
+        self.run_rope(args)
+    }
+
+    fn append_kv(&mut self, args: &AppendKv) -> Result<()> {
+        self.run_append_kv(args)
+    }
+
+    fn attend(&mut self, args: &Attend) -> Result<()> {
+        self.run_attend(args)
+    }
+
+    fn attend_new(&mut self, args: &AttendNew) -> Result<()> {
+        self.run_attend_new(args)
+    }
+
+    fn map(&mut self, args: &Map) -> Result<()> {
+        self.run_map(args)
+    }
+
+    fn pick(&mut self, args: &Pick) -> Result<()> {
+        self.run_pick(args)
+    }
+
+    fn route(&mut self, args: &Route) -> Result<()> {
+        self.run_route(args)
+    }
+
+    fn experts(&mut self, args: &Experts) -> Result<()> {
+        self.run_experts(args)
+    }
+
+    fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
+        self.run_short_conv(args)
+    }
+
+    fn submit(&mut self) -> Result<Ticket> {
+        self.run_submit()
+    }
+
+    fn picked(&mut self, ticket: Ticket, out: &mut Picked) -> Result<()> {
+        self.run_picked(ticket, out)
+    }
+
+    fn rehearse(&mut self, on: bool) -> bool {
+        self.stream.rehearsing = on;
+        if !on {
+            self.store_kernels();
+        }
+        true
+    }
+
+    fn profile(&mut self, on: bool) -> bool {
+        self.stream.profile(on)
+    }
+
+    fn take_spans(&mut self, out: &mut Vec<Span>) {
+        self.stream.take_spans(out);
+    }
+
+    fn dispatches(&self) -> u64 {
+        self.stream.counters().dispatches
+    }
+
+    fn held_bytes(&self) -> HeldBytes {
+        HeldBytes {
+            weights: self.weights.iter().map(|w| w.bytes).sum(),
+            buffers: self.acts.iter().map(Act::bytes).sum(),
+            pages: self.pools.iter().map(Pages::bytes).sum(),
+        }
+    }
+}

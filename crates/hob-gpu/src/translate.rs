@@ -1,0 +1,232 @@
+//! A test: the text of every kernel in the languages of Metal and DX12, which no machine here runs. It drives every verb
+//! in rehearsal, for every format and with and without the features of the tiers, and translates what was compiled.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hob_compute::*;
+use hob_quant::{Format, KvFormat};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+use crate::{Gpu, GpuConfig, adapters};
+
+struct Zeros(u64);
+
+impl ByteSource for Zeros {
+    fn len(&self) -> u64 {
+        self.0
+    }
+
+    fn read_at(&self, _offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        buf.fill(0);
+        Ok(())
+    }
+}
+
+/// Classes of rows: few, and many.
+const ROWS: [usize; 3] = [1, 16, 48];
+const WIDTH: usize = 256;
+
+fn load(gpu: &mut Gpu, kind: WeightKind, format: Format, rows: usize, cols: usize) -> Weight {
+    let spec = WeightSpec { name: "w".into(), kind, format, rows, cols };
+    let bytes = spec.file_bytes().expect("whole blocks");
+    gpu.load(&spec, Arc::new(Zeros(bytes))).expect("it loads")
+}
+
+fn vector(gpu: &mut Gpu, cols: usize) -> Weight {
+    load(gpu, WeightKind::Vector, Format::F32, 1, cols)
+}
+
+/// Formats with a form of their own on the device.
+fn formats() -> impl Iterator<Item = Format> {
+    Format::ALL.iter().copied().filter(|&f| f.can_decode() && crate::format::device_format(f) == f)
+}
+
+fn rows_verbs(gpu: &mut Gpu) -> Result<()> {
+    for cols in [WIDTH, 33, 8192] {
+        let (weight, x, out) = (vector(gpu, cols), gpu.alloc(48, cols)?, gpu.alloc(48, cols)?);
+        for rows in [1, 48] {
+            for target in [x, out] {
+                gpu.norm(&Norm { x, rows, groups: 1, weight, eps: 1e-6, out: target })?;
+                gpu.map(&Map::Add { a: x, b: target, out, rows })?;
+            }
+            gpu.map(&Map::Scale { a: x, factor: 2.0, out, rows })?;
+            gpu.map(&Map::Softcap { a: x, cap: 2.0, out: x, rows })?;
+        }
+        gpu.map(&Map::CopyRow { a: x, from: 0, out, to: 1 })?;
+    }
+    let (x, freqs) = (gpu.alloc(4, WIDTH)?, gpu.alloc(1, 16)?);
+    for pairs in [RopePairs::Half, RopePairs::Interleaved] {
+        let positions = &[1, 2];
+        gpu.rope(&Rope { x, heads: 4, head_dim: 64, positions, freqs, pairs, magnitude: 1.0 })?;
+    }
+    for taps in [2, 3, 4] {
+        let (taps_, state) = (vector(gpu, taps * 64), gpu.alloc(2, (taps - 1) * 64)?);
+        let (bcu, out) = (gpu.alloc(2, 192)?, gpu.alloc(2, 64)?);
+        let seqs = &[SlotRows { row: 0, rows: 2, position: 0, slot: 1 }];
+        gpu.short_conv(&ShortConv { bcu, taps: taps_, state, seqs, out })?;
+    }
+    for (vocab, k) in [(3000, 1), (3000, 40), (100, 1), (100, 40)] {
+        let logits = gpu.alloc(2, vocab)?;
+        gpu.pick(&Pick { logits, rows: 2, k, draws: &[] })?;
+        gpu.submit()?;
+    }
+    Ok(())
+}
+
+fn embeds(gpu: &mut Gpu) -> Result<()> {
+    for format in formats() {
+        let table = load(gpu, WeightKind::Table, format, 8, WIDTH);
+        let out = gpu.alloc(2, WIDTH)?;
+        gpu.embed(&Embed { table, tokens: &[Token::Host(1)], out, scale: 1.0 })?;
+    }
+    Ok(())
+}
+
+fn linears(gpu: &mut Gpu) -> Result<()> {
+    let bias = vector(gpu, 64);
+    for format in formats() {
+        let usual = matches!(format, Format::Q4_0 | Format::Q4K | Format::F16);
+        let weights = [0; 3].map(|_| load(gpu, WeightKind::Matrix, format, 64, WIDTH));
+        let (x, outs) = (gpu.alloc(48, WIDTH)?, [gpu.alloc(48, 64)?, gpu.alloc(48, 64)?, gpu.alloc(48, 64)?]);
+        let product = |i: usize, bias| Product { weight: weights[i], bias, out: outs[i] };
+        let all = [product(0, None), product(1, Some(bias)), product(2, None)];
+        for rows in ROWS.into_iter().filter(|&rows| usual || rows == 1 || rows == 48) {
+            let mut run = |products: &[Product], combine| {
+                gpu.linear(&Linear { x, first_row: 0, rows, products, combine })
+            };
+            run(&all[..2], Combine::Gated(Activation::Silu))?;
+            if usual {
+                run(&all[..1], Combine::Add)?;
+                run(&all, Combine::Store)?;
+                run(&all[..2], Combine::Gated(Activation::GeluTanh))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn mixtures(gpu: &mut Gpu) -> Result<()> {
+    let groups = |score| Some(Groups { count: 4, top: 2, score });
+    let (logits, routes) = (gpu.alloc(48, 8)?, gpu.alloc(48, 4)?);
+    let bias = vector(gpu, 8);
+    for gating in [Gating::Softmax, Gating::Sigmoid, Gating::SoftmaxSelected, Gating::SqrtSoftplus] {
+        for (normalize, groups, bias) in [
+            (None, None, None),
+            (Some(0.0), groups(GroupScore::Best), Some(bias)),
+            (Some(0.0), groups(GroupScore::BestTwo), None),
+        ] {
+            let rule = Routing { top_k: 2, gating, normalize, scale: 1.0, groups };
+            gpu.route(&Route { logits, rows: 2, rule, bias, out: routes })?;
+        }
+    }
+    for format in formats() {
+        let kind = WeightKind::Experts { count: 8 };
+        let [gate, up, down] = [0; 3].map(|_| load(gpu, kind, format, 8 * WIDTH, WIDTH));
+        let (x, hidden, out) = (gpu.alloc(48, WIDTH)?, gpu.alloc(96, WIDTH)?, gpu.alloc(48, WIDTH)?);
+        for (rows, activation) in [(1, Activation::Silu), (48, Activation::Silu), (1, Activation::GeluTanh)] {
+            let args =
+                Experts { x, rows, routes, top_k: 2, gate, up, down, activation, hidden, out, add: true };
+            gpu.experts(&args)?;
+        }
+    }
+    Ok(())
+}
+
+fn attentions(gpu: &mut Gpu) -> Result<()> {
+    let (heads, kv_heads) = (4, 2);
+    for head_dim in [64, 128] {
+        let [q, out] = [gpu.alloc(48, heads * head_dim)?, gpu.alloc(48, heads * head_dim)?];
+        let [k, v] = [gpu.alloc(48, kv_heads * head_dim)?, gpu.alloc(48, kv_heads * head_dim)?];
+        let (weight, sinks, freqs) = (vector(gpu, head_dim), vector(gpu, heads), gpu.alloc(1, head_dim / 2)?);
+        for format in KvFormat::ALL {
+            let spec = PageSpec { k: format, v: format, ..PageSpec::f16(kv_heads, head_dim) };
+            let pool = gpu.alloc_pages(&spec, 3)?;
+            // Packed formats have pages for position 0 in a pool of their own.
+            let firsts = match spec.has_first() {
+                true => gpu.alloc_pages(&PageSpec { first: true, ..spec }, 3)?,
+                false => pool,
+            };
+            let pages = [Page { pool: firsts, index: 2 }, Page { pool, index: 0 }, Page { pool, index: 1 }];
+            for (rows, window, softcap, sinks) in
+                [(1, None, None, None), (4, Some(100), Some(30.0), Some(sinks)), (48, None, None, None)]
+            {
+                let seqs = &[SeqRows { row: 0, rows, position: 300, pages: &pages }];
+                let scale = 0.1;
+                let attend =
+                    Attend { q, out, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs };
+                gpu.attend(&attend)?;
+                let positions: Vec<u32> = (300..300 + rows as u32).collect();
+                let norm = |groups| HeadNorm { weight, groups, eps: 1e-6 };
+                let norms = Some([norm(heads), norm(kv_heads)]);
+                let rotation = Some(Rotation { freqs, pairs: RopePairs::Half, magnitude: 1.0 });
+                gpu.attend_new(&AttendNew { attend, k, v, norms, rotation, positions: &positions })?;
+            }
+            gpu.copy_page(pages[1], pages[2], 64)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with a kernel in the other languages.
+fn translated(text: &str) -> std::result::Result<(), String> {
+    let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
+    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+        .validate(&module)
+        .map_err(|e| format!("{e:?}"))?;
+    let metal = naga::back::msl::Options { lang_version: (3, 0), ..Default::default() };
+    let (text, _) = naga::back::msl::write_string(&module, &info, &metal, &Default::default())
+        .map_err(|e| format!("Metal: {e}"))?;
+    assert!(text.contains("kernel void"), "Metal: no entry point");
+    let (options, pipeline) = (
+        naga::back::hlsl::Options {
+            shader_model: naga::back::hlsl::ShaderModel::V6_4,
+            immediates_target: Some(Default::default()),
+            special_constants_binding: Some(Default::default()),
+            ..Default::default()
+        },
+        Default::default(),
+    );
+    let mut out = String::new();
+    let mut writer = naga::back::hlsl::Writer::new(&mut out, &options, &pipeline);
+    writer.write(&module, &info, None).map_err(|e| format!("DX12: {e}"))?;
+    Ok(())
+}
+
+#[test]
+fn every_kernel_translates_to_metal_and_dx12() {
+    let all = adapters();
+    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
+    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
+        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
+        return;
+    };
+    let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for (off, exact) in [("", false), ("subgroups,f16,dot,coop", false), ("", true)] {
+        let config = GpuConfig { adapter, off: off.to_string(), exact, cache: None };
+        let mut gpu = Gpu::open(&config).expect("the adapter opens");
+        gpu.rehearse(true);
+        // Twice: producers write the forms that readers asked for the first time.
+        for _ in 0..2 {
+            for verbs in [rows_verbs, embeds, linears, mixtures, attentions] {
+                verbs(&mut gpu).expect("a rehearsal");
+            }
+        }
+        for (key, text) in gpu.stream.texts() {
+            // Only Vulkan has matrices of 16 x 16: the plain tiles stand in for these kernels elsewhere.
+            if text.contains("enable wgpu_cooperative_matrix") || !seen.insert(text.clone()) {
+                continue;
+            }
+            names.insert(key.name);
+            if let Err(problem) = translated(text) {
+                panic!("{} {:?}: {problem}\n{text}", key.name, key.params);
+            }
+        }
+    }
+    println!("{} kernels of {names:?}", seen.len());
+    // Every verb took part.
+    for name in ["norm", "map", "rope", "route", "pick", "embed", "short conv", "expert gate", "expert down"]
+    {
+        assert!(names.contains(name), "no kernel {name} among {names:?}");
+    }
+}

@@ -1,0 +1,152 @@
+//! Mixtures of experts: checks, what is multiplied in which form, and which kernels run. Few rows read the experts of
+//! every row (`few`); many rows are grouped by expert first (`many`). It must not know how rows were routed.
+
+mod few;
+pub(crate) mod many;
+
+use hob_compute::check::mixture::{self as check, ExpertBufs, ExpertShapes};
+use hob_compute::{Activation, Experts, Result};
+use hob_quant::Format;
+
+use crate::Gpu;
+use crate::act::FEW_ROWS;
+use crate::format;
+use crate::stream::BufferId;
+use crate::template::Template;
+
+const VERB: &str = "experts";
+/// Most workgroups along one side of a grid; the kernels count on.
+const GRID: usize = 65_535;
+
+/// Experts of a weight in one buffer.
+#[derive(Copy, Clone, Debug)]
+struct Part {
+    weights: BufferId,
+    first: usize,
+    end: usize,
+}
+
+/// A call whose arguments were checked, with buffers instead of handles.
+struct Mixture<'a> {
+    args: &'a Experts,
+    shapes: ExpertShapes,
+    /// Of gate, up and down.
+    formats: [Format; 3],
+    routes: BufferId,
+    out: BufferId,
+    /// What gate and up multiply, and what down does.
+    x: Input,
+    hidden: Input,
+}
+
+/// The forms of an input that are multiplied: codes and scales, rows, or both.
+#[derive(Copy, Clone, Debug, Default)]
+struct Input {
+    int8: Option<[BufferId; 2]>,
+    rows: Option<BufferId>,
+}
+
+impl Input {
+    fn buffers(&self) -> impl Iterator<Item = BufferId> {
+        self.int8.into_iter().flatten().chain(self.rows)
+    }
+}
+
+/// Which forms of an input a kernel binds, in this order: codes and scales, rows.
+#[derive(Copy, Clone, Debug)]
+struct Forms {
+    int8: bool,
+    rows: bool,
+}
+
+impl Forms {
+    fn bindings(self) -> usize {
+        2 * usize::from(self.int8) + usize::from(self.rows)
+    }
+}
+
+impl Gpu {
+    pub(crate) fn run_experts(&mut self, args: &Experts) -> Result<()> {
+        let weight = |w| self.weights.get(VERB, w);
+        let (gate, up, down) = (weight(args.gate)?, weight(args.up)?, weight(args.down)?);
+        let shapes = check::expert_weights([&gate.spec, &up.spec, &down.spec])?;
+        let formats = [gate.format, up.format, down.format];
+        let [x, routes, hidden, out] =
+            [args.x, args.routes, args.hidden, args.out].map(|b| self.shape(VERB, b));
+        check::experts(args, &shapes, &ExpertBufs { x: x?, routes: routes?, hidden: hidden?, out: out? })?;
+        let int8 = |f| !self.info.exact && !format::is_float(f);
+        let [int8_gate, int8_up, int8_down] = formats.map(int8);
+        let mut x = Input::default();
+        if int8_gate || int8_up {
+            let form = self.quantized(VERB, args.x, args.rows)?;
+            x.int8 = Some([form.codes, form.meta]);
+        }
+        if !(int8_gate && int8_up) {
+            x.rows = Some(self.acts.get(VERB, args.x)?.rows);
+        }
+        let act = self.acts.get_mut(VERB, args.hidden)?;
+        act.written();
+        let hidden = match int8_down {
+            true => {
+                let form = act.int8(&mut self.stream)?;
+                Input { int8: Some([form.codes, form.meta]), rows: None }
+            }
+            false => Input { int8: None, rows: Some(act.rows) },
+        };
+        let act = self.acts.get_mut(VERB, args.out)?;
+        act.written();
+        let out = act.rows;
+        let routes = self.acts.get(VERB, args.routes)?.rows;
+        let mixture = Mixture { args, shapes, formats, routes, out, x, hidden };
+        let grouped = int8_gate && int8_up && int8_down && shapes.count <= many::MOST_EXPERTS;
+        match args.rows > FEW_ROWS && grouped {
+            true => self.run_many_experts(&mixture),
+            false => self.run_few_experts(&mixture),
+        }
+    }
+
+    fn expert_parts(&self, weight: hob_compute::Weight, rows: usize) -> Result<Vec<Part>> {
+        let parts = &self.weights.get(VERB, weight)?.parts;
+        let part = |p: &crate::weights::Part| Part {
+            weights: p.buffer,
+            first: p.first_row / rows,
+            end: (p.first_row + p.rows) / rows,
+        };
+        Ok(parts.iter().map(part).collect())
+    }
+
+    /// Parts of gate and of up that have experts in common: these experts, and where the parts begin.
+    fn gate_parts(&self, mixture: &Mixture) -> Result<Vec<([Part; 2], std::ops::Range<usize>)>> {
+        let rows = mixture.shapes.gate.rows;
+        let (gate, up) =
+            (self.expert_parts(mixture.args.gate, rows)?, self.expert_parts(mixture.args.up, rows)?);
+        let pairs = gate.iter().flat_map(|&g| up.iter().map(move |&u| [g, u]));
+        let common = pairs.map(|[g, u]| ([g, u], g.first.max(u.first)..g.end.min(u.end)));
+        Ok(common.filter(|(_, experts)| !experts.is_empty()).collect())
+    }
+}
+
+/// Bits of a kernel's key for an activation.
+fn activation_key(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+    }
+}
+
+/// The pieces `unpack`, `product_S` and `activate` for some weights, each with its name and whether it multiplies int8.
+fn products(weights: &[(Format, &str, bool)], activation: Activation) -> Template {
+    let formats: Vec<_> = weights.iter().map(|&(format, name, _)| (format, name)).collect();
+    let mut template = Template::new()
+        .piece("unpack", format::unpack(&formats))
+        .flag("INT8", weights.iter().any(|w| w.2))
+        .flag("ROWS", weights.iter().any(|w| !w.2))
+        .flag("GELU", activation == Activation::GeluTanh)
+        .piece("activate", include_str!("../wgsl/activate.wgsl"));
+    for &(_, name, int8) in weights {
+        let product = Template::new().flag("INT8", int8).value("S", name);
+        template = template
+            .piece(format!("product_{name}"), product.render(include_str!("../wgsl/expert_product.wgsl")));
+    }
+    template
+}

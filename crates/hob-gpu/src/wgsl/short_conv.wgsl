@@ -1,0 +1,78 @@
+// The gated short convolution: a lane owns one channel of one chunk of a sequence's rows. The first chunk, alone in
+// reading the old state, writes the new one.
+struct Sizes { dim: u32, items: u32 }
+var<immediate> sizes: Sizes;
+@group(0) @binding(0) var<storage, read_write> out: array<f32>;
+@group(0) @binding(1) var<storage, read_write> state: array<f32>;
+@group(0) @binding(2) var<storage, read> bcu: array<f32>;
+@group(0) @binding(3) var<storage, read> taps: array<f32>;
+// Of every chunk: row, rows and position of its sequence, the slot, its first row within the sequence.
+@group(0) @binding(4) var<storage, read> arguments: array<u32>;
+
+const TAPS = $TAPS$u;
+const CHUNK = $CHUNK$u;
+
+// v of a batch row.
+fn value(row: u32, c: u32) -> f32 {
+    let start = row * 3u * sizes.dim + c;
+    return bcu[start] * bcu[start + 2u * sizes.dim];
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let c = id.x;
+    if (c >= sizes.dim) {
+        return;
+    }
+    let item = sizes.items + 5u * id.y;
+    let row = arguments[item];
+    let rows = arguments[item + 1u];
+    let position = arguments[item + 2u];
+    let slot = arguments[item + 3u] * (TAPS - 1u) * sizes.dim + c;
+    let first = arguments[item + 4u];
+    // What the state holds of position - (TAPS - 1) ..; before position 0 it counts as zero.
+    var old: array<f32, TAPS>;
+    if (first == 0u) {
+        for (var j = 0u; j + 1u < TAPS; j++) {
+            if (j + position + 1u >= TAPS) {
+                old[j] = state[slot + j * sizes.dim];
+            }
+        }
+    }
+    var weight: array<f32, TAPS>;
+    for (var j = 0u; j < TAPS; j++) {
+        weight[j] = taps[c * TAPS + j];
+    }
+    // The values under the taps, oldest first.
+    var window: array<f32, TAPS>;
+    for (var j = 0u; j + 1u < TAPS; j++) {
+        if (first == 0u) {
+            window[j + 1u] = old[j];
+        } else {
+            window[j + 1u] = value(row + first + j + 1u - TAPS, c);
+        }
+    }
+    for (var i = first; i < min(rows, first + CHUNK); i++) {
+        for (var j = 0u; j + 1u < TAPS; j++) {
+            window[j] = window[j + 1u];
+        }
+        window[TAPS - 1u] = value(row + i, c);
+        var sum = weight[0] * window[0];
+        for (var j = 1u; j < TAPS; j++) {
+            sum = fma(weight[j], window[j], sum);
+        }
+        out[(row + i) * sizes.dim + c] = bcu[(row + i) * 3u * sizes.dim + sizes.dim + c] * sum;
+    }
+    if (first == 0u) {
+        for (var j = 0u; j + 1u < TAPS; j++) {
+            let from_ = rows + j;
+            var v = 0.0;
+            if (from_ + 1u < TAPS) {
+                v = old[from_];
+            } else {
+                v = value(row + from_ + 1u - TAPS, c);
+            }
+            state[slot + j * sizes.dim] = v;
+        }
+    }
+}

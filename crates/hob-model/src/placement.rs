@@ -1,0 +1,189 @@
+//! Which device has which part of a model, and what that costs: bytes held and read by device, and the rows that cross
+//! between devices. It must not know devices but by their number.
+
+use hob_compute::WeightKind;
+use hob_quant::Format;
+
+use crate::info::{buffer_rows, file_bytes, used};
+use crate::needs::{Rows, Section};
+use crate::{Layout, ModelInfo, Slot};
+
+/// Which of the devices behind the one that a model is loaded on has what (see [`hob_compute::Compute::place`]); 0 is the
+/// CPU. The default puts all there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Placement {
+    /// Device of each layer: its weights, K and V, recurrent state. Layers beyond the list: 0.
+    pub layers: Vec<usize>,
+    /// Device of each layer's routed experts. Layers beyond the list: as the layer.
+    pub experts: Vec<usize>,
+    /// Device of the embedding table.
+    pub embed: usize,
+    /// Device of the head, and so of sampling.
+    pub head: usize,
+}
+
+impl Placement {
+    /// All of `layers` layers on one device.
+    pub fn whole(layers: usize, device: usize) -> Placement {
+        Placement { layers: vec![device; layers], experts: Vec::new(), embed: device, head: device }
+    }
+
+    pub fn layer(&self, layer: usize) -> usize {
+        self.layers.get(layer).copied().unwrap_or(0)
+    }
+
+    pub fn experts(&self, layer: usize) -> usize {
+        self.experts.get(layer).copied().unwrap_or_else(|| self.layer(layer))
+    }
+
+    /// Devices there must be.
+    pub fn devices(&self) -> usize {
+        let parts = self.layers.iter().chain(&self.experts).chain([&self.embed, &self.head]);
+        parts.max().map_or(1, |most| most + 1)
+    }
+}
+
+/// Rows of a step that change the device: of each batch row, `floats` values in `buffers` buffers.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Crossing {
+    pub from: usize,
+    pub to: usize,
+    pub buffers: usize,
+    pub floats: usize,
+}
+
+impl ModelInfo {
+    /// Device that has a slot's weight under `placement`.
+    pub fn device_of(&self, slot: &Slot, placement: &Placement) -> usize {
+        match (slot.section, slot.kind) {
+            (Section::Embedding, _) => placement.embed,
+            (Section::Head, _) => placement.head,
+            (Section::Layer(layer), WeightKind::Experts { .. }) => placement.experts(layer),
+            (Section::Layer(layer), _) => placement.layer(layer),
+        }
+    }
+
+    /// Bytes that device `device` must move for one decode step at `position`: its part of
+    /// [`ModelInfo::bytes_per_token`].
+    pub fn device_bytes_per_token(&self, position: usize, layout: &Layout, device: usize) -> u64 {
+        let placement = &layout.placement;
+        let here = self.slots().filter(|(slot, _)| self.device_of(slot, placement) == device);
+        let weights = here.map(|(slot, format)| self.step_bytes(slot, format));
+        let states = self.scratch.iter().filter(|s| s.rows == Rows::Sequences);
+        let states = states.filter(|s| s.layer.map_or(0, |l| placement.layer(l)) == device);
+        let layers = self.config.layers.iter().enumerate().filter(|(i, _)| placement.layer(*i) == device);
+        let kv = layers.map(|(i, l)| self.position_bytes(i, &layout.kv) * l.visible(position) as u64);
+        weights.sum::<u64>() + kv.sum::<u64>() + states.map(|s| 2 * 4 * s.width as u64).sum::<u64>()
+    }
+
+    /// Multiply-accumulates of one token at `position` that device `device` does.
+    pub fn device_macs_per_token(&self, position: usize, placement: &Placement, device: usize) -> u64 {
+        let here = self.slots().filter(|(slot, _)| self.device_of(slot, placement) == device);
+        let products = here.map(|(slot, _)| match slot.kind {
+            WeightKind::Matrix => slot.rows as u64 * slot.cols as u64,
+            WeightKind::Experts { count } => {
+                (slot.rows / count.max(1)) as u64 * slot.cols as u64 * used(slot)
+            }
+            WeightKind::Table | WeightKind::Vector => 0,
+        });
+        let layers = self.config.layers.iter().enumerate().filter(|(i, _)| placement.layer(*i) == device);
+        let attention = layers.map(|(_, l)| (l.heads * l.head_dim * l.visible(position)) as u64);
+        products.sum::<u64>() + 2 * attention.sum::<u64>()
+    }
+
+    /// Where the rows of a step change the device, in the order of the step.
+    pub fn crossings(&self, placement: &Placement) -> Vec<Crossing> {
+        let mut found = Vec::new();
+        let mut at = placement.embed;
+        let mut go = |to: usize, buffers: usize, floats: usize| {
+            if at != to {
+                found.push(Crossing { from: at, to, buffers, floats });
+                at = to;
+            }
+        };
+        let dim = self.config.dim;
+        for (i, layer) in self.config.layers.iter().enumerate() {
+            go(placement.layer(i), 1, dim);
+            if let Some(experts) = &layer.experts {
+                // The normed rows, what was routed, and the residual stream that the experts add to.
+                go(placement.experts(i), 3, 2 * dim + 2 * experts.routing.top_k);
+            }
+        }
+        go(placement.head, 1, dim);
+        found
+    }
+
+    /// Bytes of K and V of the largest pool that one layer gets under `layout`: what a device must bind in one piece.
+    pub fn largest_pool_bytes(&self, layout: &Layout) -> u64 {
+        let one = |group: crate::state::Group| {
+            let (live, cached) = (group.live(layout), group.cached(layout));
+            let first = group.spec_of(0).page_bytes() as u64 * (live.first + cached.first) as u64;
+            first.max(group.spec.page_bytes() as u64 * live.rest.saturating_add(cached.rest) as u64)
+        };
+        crate::state::groups(self, layout).into_iter().map(one).max().unwrap_or(0)
+    }
+
+    /// Activation bytes of device `device`.
+    pub(crate) fn device_scratch(&self, layout: &Layout, device: usize) -> u64 {
+        let (placement, layers) = (&layout.placement, 0..self.config.layers.len());
+        let computes = layers.clone().any(|i| placement.layer(i) == device);
+        let mixes =
+            layers.clone().any(|i| self.config.layers[i].experts.is_some() && placement.experts(i) == device);
+        let head = placement.head == device;
+        let here = |s: &&crate::needs::Scratch| match s.rows {
+            Rows::Sequences => false,
+            Rows::Logits => head,
+            Rows::Routed { .. } => mixes,
+            // What crosses is no wider than the stream.
+            Rows::Chunk => computes || ((mixes || head) && s.width <= self.config.dim),
+        };
+        let floats: u64 = self
+            .scratch
+            .iter()
+            .filter(here)
+            .map(|s| buffer_rows(s.rows, layout) as u64 * s.width as u64)
+            .sum();
+        // A GPU keeps the half-precision form of what its matrix units read beside the rows.
+        if device == 0 { floats * 4 } else { floats * 6 }
+    }
+
+    /// Bytes of recurrent state of device `device`.
+    pub(crate) fn device_state(&self, layout: &Layout, device: usize) -> u64 {
+        let states = self.scratch.iter().filter(|s| s.rows == Rows::Sequences);
+        let here = states.filter(|s| s.layer.map_or(0, |l| layout.placement.layer(l)) == device);
+        here.map(|s| buffer_rows(s.rows, layout) as u64 * s.width as u64 * 4).sum()
+    }
+}
+
+/// Bytes of a slot on a GPU: weights keep the density they have in the file, those of formats without kernels there become
+/// f16, and tables are held too.
+pub(crate) fn gpu_bytes(slot: &Slot, format: Format) -> u64 {
+    match slot.kind {
+        WeightKind::Vector => slot.cols as u64 * 4,
+        _ if kept_packed(format) => file_bytes(slot, format),
+        _ => slot.rows as u64 * slot.cols as u64 * 2,
+    }
+}
+
+/// Formats that a GPU computes from as they are.
+fn kept_packed(format: Format) -> bool {
+    use Format::*;
+    matches!(
+        format,
+        Q4_0 | Q4_1
+            | Q5_0
+            | Q5_1
+            | Q8_0
+            | Q2K
+            | Q3K
+            | Q4K
+            | Q5K
+            | Q6K
+            | IQ4NL
+            | IQ4XS
+            | MXFP4
+            | F16
+            | BF16
+            | F32
+    )
+}
