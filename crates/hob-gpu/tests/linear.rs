@@ -1,80 +1,16 @@
 //! Products of few rows against the oracle, in every format and form.
 
 mod common;
-
-use std::sync::Arc;
+#[path = "common/weights.rs"]
+mod weights;
 
 use common::{buffer, contents, distance, gpu, reference, values};
-use hob_compute::{
-    Activation, Buf, ByteSource, Combine, Compute, Linear, Product, Weight, WeightKind, WeightSpec,
-};
-use hob_quant::{Format, encode_row};
+use hob_compute::{Activation, Buf, Combine, Compute, Linear, Product};
+use hob_quant::Format;
+use weights::{PACKED, load, vector};
 
 /// Products of few rows have a form with subgroups and one without; nothing else changes them.
 const FORMS: [&str; 2] = ["", "subgroups,f16,dot,coop"];
-
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
-/// Where a format without an encoder keeps its f16 numbers.
-fn scales_at(format: Format) -> &'static [usize] {
-    match format {
-        Format::Q4K | Format::Q5K => &[0, 2],
-        Format::Q2K => &[80, 82],
-        Format::Q3K => &[108],
-        Format::Q6K => &[208],
-        Format::TQ1_0 => &[52],
-        Format::TQ2_0 => &[64],
-        _ => &[0],
-    }
-}
-
-/// Rows of a format: encoded values, or random codes under sound scales.
-fn rows(format: Format, seed: u64, count: usize, cols: usize) -> Vec<u8> {
-    let x = values(seed, count * cols);
-    let mut bytes = vec![0u8; count * format.row_bytes(cols).unwrap()];
-    if format.can_encode() {
-        encode_row(format, &x, &mut bytes).unwrap();
-        return bytes;
-    }
-    let random = values(seed + 1, bytes.len() + 1);
-    for (i, block) in bytes.chunks_mut(format.block_bytes()).enumerate() {
-        for (k, b) in block.iter_mut().enumerate() {
-            *b = (random[(i * 199 + k) % random.len()].to_bits() >> 9) as u8;
-        }
-        for &at in scales_at(format) {
-            // 0.0005 to 0.002
-            let scale = half::f16::from_f32(0.001 * (1.25 + x[i % x.len()].clamp(-0.75, 0.75)));
-            block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
-        }
-        if format == Format::MXFP4 {
-            block[0] = 120 + (i % 7) as u8;
-        }
-    }
-    bytes
-}
-
-fn load(dev: &mut dyn Compute, format: Format, seed: u64, count: usize, cols: usize) -> Weight {
-    let spec = WeightSpec { name: "w".into(), kind: WeightKind::Matrix, format, rows: count, cols };
-    dev.load(&spec, Arc::new(Bytes(rows(format, seed, count, cols)))).unwrap()
-}
-
-fn vector(dev: &mut dyn Compute, seed: u64, cols: usize) -> Weight {
-    let bytes = values(seed, cols).iter().flat_map(|v| v.to_le_bytes()).collect();
-    let (kind, format) = (WeightKind::Vector, Format::F32);
-    let spec = WeightSpec { name: "b".into(), kind, format, rows: 1, cols };
-    dev.load(&spec, Arc::new(Bytes(bytes))).unwrap()
-}
 
 /// What the device made of one product of `x_rows` rows from `first_row` on.
 struct Case {
@@ -97,26 +33,6 @@ fn product(dev: &mut dyn Compute, case: &Case, x: &[f32]) -> Vec<f32> {
     [x, out].into_iter().for_each(|b| dev.free(b).unwrap());
     y
 }
-
-/// Formats that the GPU decodes to f16 multiply f32 activations: the oracle for them is the exact one.
-const PACKED: [Format; 16] = [
-    Format::Q4_0,
-    Format::Q4_1,
-    Format::Q5_0,
-    Format::Q5_1,
-    Format::Q8_0,
-    Format::Q2K,
-    Format::Q3K,
-    Format::Q4K,
-    Format::Q5K,
-    Format::Q6K,
-    Format::IQ4NL,
-    Format::IQ4XS,
-    Format::MXFP4,
-    Format::F16,
-    Format::BF16,
-    Format::F32,
-];
 
 /// Every format in some of five cases.
 fn every_format(exact: bool, off: &str) {

@@ -7,26 +7,7 @@ mod weights;
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::{Activation, Combine, Compute, Linear, Product};
 use hob_quant::Format;
-use weights::{load, vector};
-
-const FORMATS: [Format; 16] = [
-    Format::Q4_0,
-    Format::Q4_1,
-    Format::Q5_0,
-    Format::Q5_1,
-    Format::Q8_0,
-    Format::Q2K,
-    Format::Q3K,
-    Format::Q4K,
-    Format::Q5K,
-    Format::Q6K,
-    Format::IQ4NL,
-    Format::IQ4XS,
-    Format::MXFP4,
-    Format::F16,
-    Format::BF16,
-    Format::F32,
-];
+use weights::{PACKED, load, vector};
 
 /// Largest distance from the oracle: f16 products on cooperative matrices, int8 and f32 ones elsewhere.
 fn tolerance(exact: bool) -> f64 {
@@ -76,12 +57,12 @@ const SHAPES: [[usize; 4]; 3] = [[3, 1, 0, 17], [67, 3, 5, 64], [131, 1, 1, 130]
 
 #[test]
 fn every_format_equals_the_oracle_on_odd_shapes() {
-    formats(false, "", &FORMATS, &SHAPES);
+    formats(false, "", &PACKED, &SHAPES);
 }
 
 #[test]
 fn every_format_equals_the_oracle_in_exact_mode() {
-    formats(true, "", &FORMATS, &SHAPES[1..2]);
+    formats(true, "", &PACKED, &SHAPES[1..2]);
 }
 
 #[test]

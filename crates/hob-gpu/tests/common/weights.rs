@@ -7,6 +7,27 @@ use hob_quant::{Format, encode_row};
 
 use super::common::values;
 
+/// Formats that stay packed on a GPU; the others are decoded to f16 and multiply f32 activations, so that the oracle for
+/// them is the exact one.
+pub const PACKED: [Format; 16] = [
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Q5_0,
+    Format::Q5_1,
+    Format::Q8_0,
+    Format::Q2K,
+    Format::Q3K,
+    Format::Q4K,
+    Format::Q5K,
+    Format::Q6K,
+    Format::IQ4NL,
+    Format::IQ4XS,
+    Format::MXFP4,
+    Format::F16,
+    Format::BF16,
+    Format::F32,
+];
+
 struct Bytes(Vec<u8>);
 
 impl ByteSource for Bytes {
@@ -27,6 +48,8 @@ fn scales_at(format: Format) -> &'static [usize] {
         Format::Q2K => &[80, 82],
         Format::Q3K => &[108],
         Format::Q6K => &[208],
+        Format::TQ1_0 => &[52],
+        Format::TQ2_0 => &[64],
         _ => &[0],
     }
 }
