@@ -91,7 +91,9 @@ fn rank(facts: &AdapterFacts) -> u8 {
 fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
     let (info, limits, has) = (adapter.get_info(), adapter.limits(), adapter.features());
     let held = memory::bytes(adapter);
-    let coop = has.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+    // The kernels spread matrices over subgroups of this size and no other.
+    let coop = (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
+        && has.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP)
         && adapter.cooperative_matrix_properties().iter().any(|p| {
             (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
                 && p.ab_type == wgpu::CooperativeScalarType::F16

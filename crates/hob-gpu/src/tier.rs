@@ -12,7 +12,7 @@ pub struct Tier {
     pub f16: bool,
     /// Dot products of four int8 in hardware; without it int8 activations cost more than they save.
     pub dot: bool,
-    /// Cooperative matrices of 16 x 16 x 16 f16 with f32 sums.
+    /// Cooperative matrices of 16 x 16 x 16 f16 with f32 sums, on subgroups that are always 32.
     pub coop: bool,
     /// Timestamps inside passes.
     pub timestamps: bool,

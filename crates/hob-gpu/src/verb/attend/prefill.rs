@@ -9,9 +9,9 @@ mod kernel;
 use hob_compute::reference::attention::Scoring;
 use hob_compute::{Attend, ComputeError, Result, SeqRows};
 
-use crate::Gpu;
-use crate::pages::{Bound, Tables};
+use crate::pages::{Bound, Stored, Tables};
 use crate::stream::{BufferId, Call, Kernel};
+use crate::{Gpu, Tier};
 use kernel::Variant;
 
 const VERB: &str = "attend";
@@ -25,11 +25,14 @@ impl Gpu {
     /// # Errors
     /// [`ComputeError::Device`] where the kernel is refused or heads are too large for it, or what the stream says.
     pub(crate) fn run_prefill(&mut self, args: &Attend, bound: &Bound, seqs: &[SeqRows]) -> Result<()> {
+        // The same trial as for products: whether this driver's cooperative matrices are right and pay.
+        let coop = bound.layout.k != Stored::F32 && self.coop_pays()?;
         let out = self.acts.get(VERB, args.out)?;
         let (rows, half) = (out.rows, out.half);
         let context = &self.stream.context;
+        let tier = Tier { coop, ..context.tier() };
         let memory = context.device.limits().max_compute_workgroup_storage_size as usize;
-        let chosen = Variant::choose(&context.facts.tier, memory, args, bound.layout, half.is_some());
+        let chosen = Variant::choose(&tier, memory, args, bound.layout, half.is_some());
         let Some(variant) = chosen else {
             let device = context.facts.name.clone();
             let problem = format!(

@@ -10,7 +10,6 @@ use hob_compute::{
 };
 use hob_quant::Format;
 
-use super::coop::SUBGROUP;
 use super::{Tile, Way};
 use crate::Gpu;
 
@@ -50,15 +49,11 @@ impl Gpu {
     ///
     /// # Errors
     /// No room for the sample, or what the device says.
-    pub(super) fn coop_pays(&mut self) -> Result<bool> {
+    pub(crate) fn coop_pays(&mut self) -> Result<bool> {
         let facts = &self.stream.context.facts;
-        let info = self.stream.context.device.adapter_info();
-        let sizes = [info.subgroup_min_size, info.subgroup_max_size];
         let room = self.stream.context.device.limits().max_compute_workgroup_storage_size as usize;
         let roomy = Tile::ALL.iter().all(|tile| tile.bytes() <= room);
-        if !(roomy && facts.tier.coop && facts.tier.f16 && facts.tier.subgroups)
-            || sizes != [SUBGROUP as u32; 2]
-        {
+        if !(roomy && facts.tier.coop && facts.tier.f16 && facts.tier.subgroups) {
             return Ok(false);
         }
         let key = format!("{} / {} / {}", facts.name, facts.driver, facts.tier);
