@@ -141,7 +141,7 @@ pub struct GpuArgs {
 /// Which GPU, how much of its memory, and what of a mixture of experts.
 #[derive(Clone, Debug, Default, Args)]
 pub struct GpuMore {
-    /// Where the routed experts of a mixture go: cpu (memory), gpu, or disk [default: what fits, and is fastest]
+    /// Where the routed experts of a mixture go: cpu (memory) or gpu; disk is refused until it is built [default: what fits, and is fastest]
     #[arg(long, value_name = "WHERE", value_parser = ExpertsOn::parse)]
     pub experts_on: Option<ExpertsOn>,
     /// Which GPU: its number or a part of its name, as `hob plan` lists them [default: the first that is no software]
