@@ -3,10 +3,11 @@
 //! It knows the rules that the argument structs document, and nothing of how a device keeps its memory.
 
 pub mod mixture;
+pub mod recurrent;
 
 use crate::{
-    AppendKv, Attend, Combine, ComputeError, Embed, Linear, Norm, PAGE_POSITIONS, PageSpec, Pick, Result,
-    Rope, SeqRows, WeightKind, WeightSpec,
+    AppendKv, Attend, Buf, Combine, ComputeError, Embed, Linear, Norm, PAGE_POSITIONS, PageSpec, Pick,
+    Result, Rope, SeqRows, WeightKind, WeightSpec,
 };
 
 /// Shape of a buffer or a weight.
@@ -408,11 +409,40 @@ pub fn map(rows: usize, operands: &[Shape]) -> Result<()> {
     Ok(())
 }
 
+/// The gate of a `map`, in order: what is gated, the gate, the output; buffers and their shapes.
+///
+/// # Errors
+/// A gate of neither the rows' width nor one value, a gate that is an operand too, a sum onto what is gated, or what
+/// [`map`] refuses.
+pub fn sigmoid_gate(rows: usize, [a, gate, out]: [(Buf, Shape); 3], add: bool) -> Result<()> {
+    need_rows("map", "a gate", rows, gate.1)?;
+    if gate.1.width != 1 {
+        need_width("map", "a gate", a.1.width, gate.1)?;
+    }
+    let apart = gate.0 != a.0 && gate.0 != out.0 && !(add && a.0 == out.0);
+    need(
+        apart,
+        "map",
+        || "a gate, what it gates and a sum in different buffers".into(),
+        || "one in two roles".into(),
+    )?;
+    map(rows, &[a.1, out.1])
+}
+
 /// # Errors
 /// A cap that is no finite positive number, or what [`map`] refuses.
 pub fn softcap(rows: usize, cap: f32, a: Shape, out: Shape) -> Result<()> {
     let good = cap.is_finite() && cap > 0.0;
     need(good, "map", || "a finite, positive cap".into(), || cap.to_string())?;
+    map(rows, &[a, out])
+}
+
+/// # Errors
+/// A stretch that the wider rows do not have, or what [`map`] refuses.
+pub fn gate(rows: usize, [a, b, out]: [Shape; 3], first: usize) -> Result<()> {
+    let end = first.saturating_add(a.width);
+    need(end <= b.width, "map", || format!("a stretch within {}", b.width), || format!("{first}..{end}"))?;
+    need_rows("map", "an operand", rows, b)?;
     map(rows, &[a, out])
 }
 

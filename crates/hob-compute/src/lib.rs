@@ -14,6 +14,7 @@ pub mod math;
 mod mixture;
 mod page;
 pub mod placed;
+mod recurrent;
 pub mod reference;
 pub mod slots;
 mod span;
@@ -24,8 +25,9 @@ mod verbs;
 pub use draw::Draw;
 pub use error::{ComputeError, Result};
 pub use handles::{Buf, ByteSource, Page, PageSpec, Pool, Ticket, Weight, WeightKind, WeightSpec};
-pub use mixture::{Experts, Gating, GroupScore, Groups, Route, Routing, ShortConv, SlotRows};
+pub use mixture::{Experts, Gating, GroupScore, Groups, Route, Routing};
 pub use placed::Placed;
+pub use recurrent::{ConvForm, DeltaNet, DeltaShape, KeyHeads, ShortConv, SlotRows};
 pub use span::{Span, now_nanos};
 pub use timed::profiled;
 pub use verbs::*;
@@ -116,6 +118,7 @@ pub trait Compute: Send {
     fn route(&mut self, args: &Route) -> Result<()>;
     fn experts(&mut self, args: &Experts) -> Result<()>;
     fn short_conv(&mut self, args: &ShortConv) -> Result<()>;
+    fn delta_net(&mut self, args: &DeltaNet) -> Result<()>;
 
     /// Attention of rows that are not yet remembered: norms, rotation, [`Compute::append_kv`] and [`Compute::attend`] in
     /// one. What `q` and `k` hold afterwards is unspecified.

@@ -120,10 +120,24 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// `1 / (1 + exp(-x))`.
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 /// GELU, tanh approximation: `x * sigmoid(2 * sqrt(2/pi) * (x + 0.044715 x^3))`.
 pub fn gelu_tanh(x: f32) -> f32 {
     let u = x * (x * x).mul_add(0.044_715, 1.0);
     x / (1.0 + exp(-1.595_769_2 * u))
+}
+
+/// The gate of gpt-oss: `g / (1 + exp(-alpha g)) * (u + 1)`, the gate `g` at most `limit`, `u` within `-limit..=limit`.
+/// NaN stays NaN.
+pub fn clamped_swiglu(gate: f32, up: f32, alpha: f32, limit: f32) -> f32 {
+    let g = if gate > limit { limit } else { gate };
+    let u = if up > limit { limit } else { up };
+    let u = if u < -limit { -limit } else { u };
+    (u + 1.0) * (g / (1.0 + exp(-alpha * g)))
 }
 
 #[cfg(test)]

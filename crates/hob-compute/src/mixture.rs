@@ -1,6 +1,6 @@
-//! Argument structs of the verbs behind mixtures of experts and short convolutions.
+//! Argument structs of the verbs behind mixtures of experts.
 //!
-//! They know shapes and rules; how experts are walked and where state lies is the device's.
+//! They know shapes and rules; how experts are walked is the device's.
 
 use crate::{Activation, Buf, Weight};
 
@@ -60,13 +60,16 @@ pub struct Route {
     pub rule: Routing,
     /// `[1, experts]`
     pub bias: Option<Weight>,
+    /// `[1, experts]`: what an expert's weight is multiplied by in the end (gemma4).
+    pub scales: Option<Weight>,
     /// `[>= rows, 2 * top_k]`
     pub out: Buf,
 }
 
-/// `out[r] (+)= sum of w * down_e(activation(gate_e x[r]) * up_e x[r])` over the experts e of row r, ascending.
+/// `out[r] (+)= sum of w * down_e(activation(gate_e x[r]) * up_e x[r])` over the experts e of row r, ascending; every
+/// product with its expert's bias, if there are any.
 ///
-/// Numerics: every product is that of `linear`; the terms of a row are added to `out` (or to 0) one after the other,
+/// Numerics: every product is that of `linear`, and a bias is added to it as there; the terms of a row are added to `out` (or to 0) one after the other,
 /// `out = out + w * y`, so that neither batch nor threads change a bit.
 pub struct Experts {
     /// `[>= rows, dim]`
@@ -81,6 +84,8 @@ pub struct Experts {
     pub up: Weight,
     /// `[count * dim, ff]`
     pub down: Weight,
+    /// Of gate, up and down, vectors of `count * ff`, `count * ff` and `count * dim`: one expert's behind the other's.
+    pub biases: Option<[Weight; 3]>,
     pub activation: Activation,
     /// `[>= rows * top_k, ff]`, contents unspecified afterwards.
     pub hidden: Buf,
@@ -88,33 +93,4 @@ pub struct Experts {
     pub out: Buf,
     /// Whether `out` is added to (the residual stream) or overwritten.
     pub add: bool,
-}
-
-/// Consecutive rows of a batch that belong to one sequence, with the row of the state buffers that is the sequence's.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct SlotRows {
-    /// First batch row.
-    pub row: usize,
-    pub rows: usize,
-    /// Position of the first row. State of positions before 0 counts as zero, whatever the slot holds: a slot that
-    /// starts at position 0 needs no clearing.
-    pub position: usize,
-    /// Row of the state buffer.
-    pub slot: usize,
-}
-
-/// The gated short convolution of LFM2: rows of `bcu` are `[B | C | u]`, `dim` floats each; `v = B * u`;
-/// `out[t] = C[t] * sum of taps[j] * v[t - K + 1 + j]`, depthwise.
-///
-/// Numerics: the sum is `taps[0] * v`, then one fma per further tap in ascending j.
-pub struct ShortConv<'a> {
-    /// `[rows, 3 * dim]`
-    pub bcu: Buf,
-    /// Vector of `dim * K`, the taps of a channel side by side; K at least 2.
-    pub taps: Weight,
-    /// `[slots, (K - 1) * dim]`: the last K - 1 rows of v, oldest first. Read and rewritten.
-    pub state: Buf,
-    pub seqs: &'a [SlotRows],
-    /// `[rows, dim]`
-    pub out: Buf,
 }

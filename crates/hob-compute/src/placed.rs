@@ -511,21 +511,26 @@ impl Compute for Placed {
 
     fn map(&mut self, args: &Map) -> Result<()> {
         let (reads, out, written) = match *args {
-            Map::Add { a, b, out, rows } => ([Some((a, 0..rows)), Some((b, 0..rows))], out, 0..rows),
+            Map::Add { a, b, out, rows } | Map::Gate { a, b, out, rows, .. } => {
+                ([Some((a, 0..rows)), Some((b, 0..rows)), None], out, 0..rows)
+            }
             Map::Scale { a, out, rows, .. } | Map::Softcap { a, out, rows, .. } => {
-                ([Some((a, 0..rows)), None], out, 0..rows)
+                ([Some((a, 0..rows)), None, None], out, 0..rows)
+            }
+            Map::SigmoidGate { a, gate, out, add, rows } => {
+                ([Some((a, 0..rows)), Some((gate, 0..rows)), add.then_some((out, 0..rows))], out, 0..rows)
             }
             Map::CopyRow { a, from, out, to } => {
-                ([Some((a, from..from.saturating_add(1))), None], out, to..to.saturating_add(1))
+                ([Some((a, from..from.saturating_add(1))), None, None], out, to..to.saturating_add(1))
             }
         };
-        let [first, second] = reads;
+        let [first, second, third] = reads;
         let at = match (&first, &second) {
             (Some(a), Some(b)) => self.best("map", &[a.clone(), b.clone()])?,
             (Some(a), _) => self.best("map", std::slice::from_ref(a))?,
             (None, _) => self.last,
         };
-        for (buf, rows) in first.into_iter().chain(second) {
+        for (buf, rows) in first.into_iter().chain(second).chain(third) {
             self.want("map", buf, rows, at)?;
         }
         self.settle("map", at)?;
@@ -534,6 +539,12 @@ impl Compute for Placed {
             Map::Add { a, b, out, rows } => Map::Add { a: on(a)?, b: on(b)?, out: on(out)?, rows },
             Map::Scale { a, factor, out, rows } => Map::Scale { a: on(a)?, factor, out: on(out)?, rows },
             Map::Softcap { a, cap, out, rows } => Map::Softcap { a: on(a)?, cap, out: on(out)?, rows },
+            Map::SigmoidGate { a, gate, out, add, rows } => {
+                Map::SigmoidGate { a: on(a)?, gate: on(gate)?, out: on(out)?, add, rows }
+            }
+            Map::Gate { a, b, first, activation, out, rows } => {
+                Map::Gate { a: on(a)?, b: on(b)?, first, activation, out: on(out)?, rows }
+            }
             Map::CopyRow { a, from, out, to } => Map::CopyRow { a: on(a)?, from, out: on(out)?, to },
         };
         self.run(at, |dev| dev.map(&inner))?;
@@ -565,8 +576,9 @@ impl Compute for Placed {
         self.want("route", args.logits, rows.clone(), at)?;
         self.settle("route", at)?;
         let bias = self.bias_on("route", args.bias, at)?;
+        let scales = self.bias_on("route", args.scales, at)?;
         let [logits, out] = [self.buf_on("route", args.logits, at)?, self.buf_on("route", args.out, at)?];
-        self.run(at, |dev| dev.route(&Route { logits, bias, out, ..*args }))?;
+        self.run(at, |dev| dev.route(&Route { logits, bias, scales, out, ..*args }))?;
         self.wrote("route", args.out, rows, at)
     }
 
@@ -581,9 +593,13 @@ impl Compute for Placed {
         self.settle(verb, at)?;
         let mut weight = |w| self.weight_on(verb, w, at);
         let (gate, up, down) = (weight(args.gate)?, weight(args.up)?, weight(args.down)?);
+        let biases = match args.biases {
+            Some([a, b, c]) => Some([weight(a)?, weight(b)?, weight(c)?]),
+            None => None,
+        };
         let mut on = |buf| self.buf_on(verb, buf, at);
         let (x, routes, hidden, out) = (on(args.x)?, on(args.routes)?, on(args.hidden)?, on(args.out)?);
-        let inner = Experts { x, routes, gate, up, down, hidden, out, ..*args };
+        let inner = Experts { x, routes, gate, up, down, biases, hidden, out, ..*args };
         self.run(at, |dev| dev.experts(&inner))?;
         self.wrote(verb, args.out, rows, at)
     }
@@ -592,17 +608,43 @@ impl Compute for Placed {
         let verb = "short_conv";
         let at = self.home(verb, args.taps)?;
         for seq in args.seqs {
-            self.want(verb, args.bcu, seq.row..seq.row.saturating_add(seq.rows), at)?;
+            self.want(verb, args.x, seq.row..seq.row.saturating_add(seq.rows), at)?;
             self.want(verb, args.state, seq.slot..seq.slot.saturating_add(1), at)?;
         }
         self.settle(verb, at)?;
         let taps = self.weight_on(verb, args.taps, at)?;
         let mut on = |buf| self.buf_on(verb, buf, at);
-        let (bcu, state, out) = (on(args.bcu)?, on(args.state)?, on(args.out)?);
-        self.run(at, |dev| dev.short_conv(&ShortConv { bcu, taps, state, out, ..*args }))?;
+        let (x, state, out) = (on(args.x)?, on(args.state)?, on(args.out)?);
+        self.run(at, |dev| dev.short_conv(&ShortConv { x, taps, state, out, ..*args }))?;
         for seq in args.seqs {
             self.wrote(verb, args.out, seq.row..seq.row.saturating_add(seq.rows), at)?;
             self.wrote(verb, args.state, seq.slot..seq.slot.saturating_add(1), at)?;
+        }
+        Ok(())
+    }
+
+    fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
+        let verb = "delta_net";
+        let at = self.home(verb, args.rate)?;
+        let batch = |seq: &SlotRows| seq.row..seq.row.saturating_add(seq.rows);
+        let slot = |seq: &SlotRows| seq.slot..seq.slot.saturating_add(1);
+        for seq in args.seqs {
+            for buf in [args.qkv, args.z, args.beta, args.decay] {
+                self.want(verb, buf, batch(seq), at)?;
+            }
+            self.want(verb, args.state, slot(seq), at)?;
+        }
+        self.settle(verb, at)?;
+        let mut weight = |w| self.weight_on(verb, w, at);
+        let (rate, bias, norm) = (weight(args.rate)?, weight(args.bias)?, weight(args.norm)?);
+        let mut on = |buf| self.buf_on(verb, buf, at);
+        let (qkv, z, beta, decay) = (on(args.qkv)?, on(args.z)?, on(args.beta)?, on(args.decay)?);
+        let (state, out) = (on(args.state)?, on(args.out)?);
+        let inner = DeltaNet { qkv, z, beta, decay, rate, bias, norm, state, out, ..*args };
+        self.run(at, |dev| dev.delta_net(&inner))?;
+        for seq in args.seqs {
+            self.wrote(verb, args.out, batch(seq), at)?;
+            self.wrote(verb, args.state, slot(seq), at)?;
         }
         Ok(())
     }

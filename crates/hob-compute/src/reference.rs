@@ -5,9 +5,11 @@
 //! file has them and are decoded at every use.
 
 pub mod attention;
+pub mod delta;
 pub mod mixture;
 mod pages;
 mod parts;
+pub mod recurrent;
 pub mod rows;
 
 use std::ops::Range;
@@ -17,7 +19,7 @@ use crate::check::{self, Shape};
 use crate::slots::{Slots, next_device};
 use crate::tickets::Tickets;
 use crate::{
-    Activation, AppendKv, Attend, Buf, ByteSource, Combine, Compute, ComputeError, DeviceInfo, Draw, Embed,
+    AppendKv, Attend, Buf, ByteSource, Combine, Compute, ComputeError, DeltaNet, DeviceInfo, Draw, Embed,
     Experts, HeldBytes, Linear, Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Pool, Result, Rope,
     Route, ShortConv, Ticket, Weight, WeightKind, WeightSpec, act, draw, math,
 };
@@ -153,13 +155,6 @@ impl Reference {
     }
 }
 
-fn activate(activation: Activation, x: f32) -> f32 {
-    match activation {
-        Activation::Silu => math::silu(x),
-        Activation::GeluTanh => math::gelu_tanh(x),
-    }
-}
-
 impl Compute for Reference {
     fn info(&self) -> &DeviceInfo {
         &self.info
@@ -282,7 +277,7 @@ impl Compute for Reference {
             let out = self.buffers.get_mut("linear", args.products[0].out)?;
             for r in 0..args.rows {
                 for (o, (&g, &u)) in out.row_mut(r).iter_mut().zip(gate[r].iter().zip(&up[r])) {
-                    *o = activate(activation, g) * u;
+                    *o = activation.gated(g, u);
                 }
             }
             return Ok(());
@@ -380,6 +375,29 @@ impl Compute for Reference {
                     self.buffers.get_mut("map", out)?.row_mut(r).copy_from_slice(&capped);
                 }
             }
+            Map::SigmoidGate { a, gate, out, add, rows } => {
+                let of = |buf| Ok((buf, self.shape("map", buf)?));
+                check::sigmoid_gate(rows, [of(a)?, of(gate)?, of(out)?], add)?;
+                for r in 0..rows {
+                    let (a, gate) =
+                        (self.buffers.get("map", a)?.row(r), self.buffers.get("map", gate)?.row(r));
+                    let gates = gate.iter().cycle().map(|&g| math::sigmoid(g));
+                    let gated: Vec<f32> = a.iter().zip(gates).map(|(a, g)| a * g).collect();
+                    let out = self.buffers.get_mut("map", out)?.row_mut(r);
+                    let sum = |(o, g): (&mut f32, f32)| *o = if add { *o + g } else { g };
+                    out.iter_mut().zip(gated).for_each(sum);
+                }
+            }
+            Map::Gate { a, b, first, activation, out, rows } => {
+                let [x, y, to] = [self.shape("map", a)?, self.shape("map", b)?, self.shape("map", out)?];
+                check::gate(rows, [x, y, to], first)?;
+                for r in 0..rows {
+                    let gates = self.buffers.get("map", a)?.row(r).iter();
+                    let ups = &self.buffers.get("map", b)?.row(r)[first..];
+                    let gated: Vec<f32> = gates.zip(ups).map(|(&g, &u)| activation.gated(g, u)).collect();
+                    self.buffers.get_mut("map", out)?.row_mut(r).copy_from_slice(&gated);
+                }
+            }
             Map::CopyRow { a, from, out, to } => {
                 check::copy_row(self.shape("map", a)?, from, self.shape("map", out)?, to)?;
                 let row = self.buffers.get("map", a)?.row(from).to_vec();
@@ -419,6 +437,10 @@ impl Compute for Reference {
 
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
         self.run_short_conv(args)
+    }
+
+    fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
+        self.run_delta_net(args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

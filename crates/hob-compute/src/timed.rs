@@ -116,6 +116,10 @@ impl Timed {
             Map::Add { out, rows, .. } => ("add".into(), 3 * self.rows(out, rows)),
             Map::Scale { out, rows, .. } => ("scale".into(), 2 * self.rows(out, rows)),
             Map::Softcap { out, rows, .. } => ("softcap".into(), 2 * self.rows(out, rows)),
+            Map::SigmoidGate { out, add, rows, .. } => {
+                ("sigmoid gate".into(), (3 + u64::from(add)) * self.rows(out, rows))
+            }
+            Map::Gate { out, rows, .. } => ("gate".into(), 3 * self.rows(out, rows)),
             Map::CopyRow { out, .. } => ("copy row".into(), 2 * self.rows(out, 1)),
         }
     }
@@ -254,9 +258,21 @@ impl Compute for Timed {
         let note = |t: &Timed| {
             let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
             let state = 2 * t.rows(args.state, args.seqs.len());
-            (t.name(args.taps), t.rows(args.bcu, rows) + t.rows(args.out, rows) + state)
+            (t.name(args.taps), t.rows(args.x, rows) + t.rows(args.out, rows) + state)
         };
         self.timed("short_conv", note, |dev| dev.short_conv(args))
+    }
+
+    fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
+        let note = |t: &Timed| {
+            let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
+            let state = 2 * t.rows(args.state, args.seqs.len());
+            (
+                t.name(args.rate),
+                t.rows(args.qkv, rows) + t.rows(args.z, rows) + t.rows(args.out, rows) + state,
+            )
+        };
+        self.timed("delta_net", note, |dev| dev.delta_net(args))
     }
 
     fn submit(&mut self) -> Result<Ticket> {

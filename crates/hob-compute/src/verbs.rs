@@ -1,6 +1,6 @@
 //! The argument struct of every verb. Shapes stand beside each field; `rows` is always the number of batch rows.
 
-use crate::{Buf, Draw, PAGE_POSITIONS, Page, Weight};
+use crate::{Buf, Draw, PAGE_POSITIONS, Page, Weight, math};
 
 /// A token of a batch row: known to the host, or the one that a `pick` chose on the device.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -44,22 +44,37 @@ pub struct Product {
 }
 
 /// What happens to the products of a `linear` before they are stored.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq)]
 pub enum Combine {
     /// `out = y + bias`
     Store,
     /// `out += y + bias` (the residual stream)
     Add,
-    /// Two products, gate and up: `out[0] = activation(gate) * up`; `out[1]` is not written.
+    /// Two products, gate and up: `out[0] = activation(gate) * up`, as [`Activation::gated`] has it; `out[1]` is not
+    /// written.
     Gated(Activation),
 }
 
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+/// What becomes of a gate and the value that it lets through.
+#[derive(Copy, Clone, Debug, PartialEq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
+    /// gpt-oss: `g / (1 + exp(-alpha g)) * (u + 1)` with the gate `g` at most `limit` and `u` within `-limit..=limit`.
+    ClampedSwiglu { alpha: f32, limit: f32 },
+}
+
+impl Activation {
+    /// `activation(gate) * up`.
+    pub fn gated(self, gate: f32, up: f32) -> f32 {
+        match self {
+            Activation::Silu => up * math::silu(gate),
+            Activation::GeluTanh => up * math::gelu_tanh(gate),
+            Activation::ClampedSwiglu { alpha, limit } => math::clamped_swiglu(gate, up, alpha, limit),
+        }
+    }
 }
 
 /// One input, several weights of mixed formats: q+k+v, or gate+up, or one matrix.
@@ -199,6 +214,12 @@ pub enum Map {
     Scale { a: Buf, factor: f32, out: Buf, rows: usize },
     /// `out = tanh(a / cap) * cap`, with `math::tanh`; `cap` is finite and positive.
     Softcap { a: Buf, cap: f32, out: Buf, rows: usize },
+    /// `out (+)= a * sigmoid(gate)`. The gate is another buffer, as wide as `a` or one value per row; `out` may be `a`,
+    /// unless it is added to.
+    SigmoidGate { a: Buf, gate: Buf, out: Buf, add: bool, rows: usize },
+    /// `out = activation(a) * b[..., first..first + width]`, as [`Activation::gated`] has it, where `width` is that of `a`
+    /// and `out`, which may be one; `b` is another.
+    Gate { a: Buf, b: Buf, first: usize, activation: Activation, out: Buf, rows: usize },
     /// Copies one row: `out[to] = a[from]`.
     CopyRow { a: Buf, from: usize, out: Buf, to: usize },
 }

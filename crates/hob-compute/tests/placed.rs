@@ -55,6 +55,7 @@ impl Compute for Counting {
         route(args: &Route) -> Result<()>;
         experts(args: &Experts) -> Result<()>;
         short_conv(args: &ShortConv) -> Result<()>;
+        delta_net(args: &DeltaNet) -> Result<()>;
         submit() -> Result<Ticket>;
         picked(ticket: Ticket, out: &mut Picked) -> Result<()>;
     }

@@ -96,7 +96,9 @@ impl Bench {
         let [gate, up, down] = self.experts;
         let &mut Bench { rows, x, routes, hidden, out, .. } = self;
         let (top_k, activation, add) = (TOP_K, Activation::Silu, false);
-        self.dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, activation, hidden, out, add })
+        let biases = None;
+        let args = Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add };
+        self.dev.experts(&args)
     }
 
     fn linear(&mut self) -> Result<(), ComputeError> {

@@ -6,7 +6,9 @@
 mod exact;
 mod mixture;
 mod product;
+mod recurrent;
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,16 +17,16 @@ use hob_compute::reference::attention::Scoring;
 use hob_compute::slots::{Slots, next_device};
 use hob_compute::tickets::Tickets;
 use hob_compute::{
-    AppendKv, Attend, Buf, ByteSource, Compute, ComputeError, DeviceInfo, Embed, Experts, HeldBytes, Linear,
-    Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Result, Rope, Route, ShortConv, Ticket, Weight,
-    WeightKind, WeightSpec,
+    AppendKv, Attend, Buf, ByteSource, Compute, ComputeError, DeltaNet, DeviceInfo, Embed, Experts,
+    HeldBytes, Linear, Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Result, Rope, Route,
+    ShortConv, Ticket, Weight, WeightKind, WeightSpec,
 };
 
 use crate::arena::{Arena, HugeVec};
 use crate::isa::Isa;
 use crate::linear::{ActCache, LoadCtx, Matrix};
 use crate::pool::Pool;
-use crate::verb::{attend, embed, kv, map, norm, pick, rope};
+use crate::verb::{attend, embed, kv, map, norm, pick, rope, sigmoid};
 
 /// How the CPU computes.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
@@ -71,6 +73,8 @@ enum Loaded {
 struct Tensor {
     spec: WeightSpec,
     loaded: Loaded,
+    /// Taps of a short convolution and their number, one tap of all channels behind the other: made at the first use.
+    turned: RefCell<(usize, Vec<f32>)>,
 }
 
 impl Tensor {
@@ -232,6 +236,24 @@ impl Cpu {
         }
         Ok(())
     }
+
+    fn map_sigmoid_gate(&mut self, [a, by, out]: [Buf; 3], add: bool, rows: usize) -> Result<()> {
+        let of = |buf| Ok((buf, self.shape("map", buf)?));
+        let all = [of(a)?, of(by)?, of(out)?];
+        check::sigmoid_gate(rows, all, add)?;
+        let (pool, isa, width) = (&self.pool, self.isa, all[2].1.width);
+        let values = |by: &Buffer| by.shape.width;
+        if a == out {
+            let [by, out] = self.buffers.get_disjoint_mut("map", [by, out])?;
+            let gates = sigmoid::Gates { values: by.rows(rows), width: values(by) };
+            sigmoid::sigmoid_gate(pool, isa, None, gates, (out.rows_mut(rows), width), add);
+        } else {
+            let [a, by, out] = self.buffers.get_disjoint_mut("map", [a, by, out])?;
+            let gates = sigmoid::Gates { values: by.rows(rows), width: values(by) };
+            sigmoid::sigmoid_gate(pool, isa, Some(a.rows(rows)), gates, (out.rows_mut(rows), width), add);
+        }
+        Ok(())
+    }
 }
 
 impl Compute for Cpu {
@@ -272,7 +294,7 @@ impl Compute for Cpu {
             WeightKind::Table => Loaded::Table { source, row_bytes },
             WeightKind::Vector => self.load_vector(spec, source.as_ref(), row_bytes)?,
         };
-        Ok(self.weights.insert(Tensor { spec: spec.clone(), loaded }))
+        Ok(self.weights.insert(Tensor { spec: spec.clone(), loaded, turned: RefCell::default() }))
     }
 
     fn unload(&mut self, weight: Weight) -> Result<()> {
@@ -475,6 +497,24 @@ impl Compute for Cpu {
                 }
                 self.touch("map", out)
             }
+            Map::SigmoidGate { a, gate, out, add, rows } => {
+                self.map_sigmoid_gate([a, gate, out], add, rows)?;
+                self.touch("map", out)
+            }
+            Map::Gate { a, b, first, activation, out, rows } => {
+                let [x, y, to] = [self.shape("map", a)?, self.shape("map", b)?, self.shape("map", out)?];
+                check::gate(rows, [x, y, to], first)?;
+                let (width, wide) = (x.width, y.width);
+                let gates = |a, b| map::Gates { a, b, wide, first, width, activation };
+                if a == out {
+                    let [b, out] = self.buffers.get_disjoint_mut("map", [b, out])?;
+                    map::gate(&self.pool, gates(None, b.rows(rows)), out.rows_mut(rows));
+                } else {
+                    let [a, b, out] = self.buffers.get_disjoint_mut("map", [a, b, out])?;
+                    map::gate(&self.pool, gates(Some(a.rows(rows)), b.rows(rows)), out.rows_mut(rows));
+                }
+                self.touch("map", out)
+            }
             Map::CopyRow { a, from, out, to } => {
                 let shape = self.shape("map", a)?;
                 check::copy_row(shape, from, self.shape("map", out)?, to)?;
@@ -511,7 +551,11 @@ impl Compute for Cpu {
     }
 
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
-        mixture::short_conv(self, args)
+        recurrent::short_conv(self, args)
+    }
+
+    fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
+        recurrent::delta_net(self, args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

@@ -266,6 +266,7 @@ fn combinations(rows: usize, n: usize) {
             Combine::Add,
             Combine::Gated(Activation::Silu),
             Combine::Gated(Activation::GeluTanh),
+            Combine::Gated(Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 }),
         ] {
             for with_bias in [false, true] {
                 let bias = with_bias.then_some(&bias[..]);
@@ -294,7 +295,7 @@ fn combinations(rows: usize, n: usize) {
                             Combine::Store => (g, u),
                             Combine::Add => (s + g, s + u),
                             Combine::Gated(Activation::Silu) => (u * math::silu(g), s),
-                            Combine::Gated(Activation::GeluTanh) => (u * math::gelu_tanh(g), s),
+                            Combine::Gated(other) => (other.gated(g, u), s),
                         };
                         let got = (a[r * rows + i], b[r * rows + i]);
                         assert_eq!(

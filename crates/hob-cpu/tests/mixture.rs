@@ -5,8 +5,8 @@ mod common;
 use common::{agree, buffer, classes, contents, cpu, random, same_bits, weight};
 use hob_compute::reference::Reference;
 use hob_compute::{
-    Activation, Buf, ByteSource, Compute, ComputeError, Experts, Gating, GroupScore, Groups, Route, Routing,
-    ShortConv, SlotRows, Weight, WeightKind, WeightSpec,
+    Activation, Buf, ByteSource, Compute, ComputeError, ConvForm, Experts, Gating, GroupScore, Groups, Route,
+    Routing, ShortConv, SlotRows, Weight, WeightKind, WeightSpec,
 };
 use hob_cpu::arena::Arena;
 use hob_cpu::linear::{LoadCtx, Matrix, experts};
@@ -23,9 +23,11 @@ fn plain(top_k: usize, gating: Gating) -> Routing {
 fn routes(dev: &mut dyn Compute, rule: Routing, experts: usize, logits: &[f32], biased: bool) -> Vec<f32> {
     let rows = logits.len() / experts;
     let bias = biased.then(|| weight(dev, 5, WeightKind::Vector, Format::F32, 1, experts));
+    let scaled = biased && rule.normalize.is_none();
+    let scales = scaled.then(|| weight(dev, 6, WeightKind::Vector, Format::F32, 1, experts));
     let logits = buffer(dev, experts, logits);
     let out = dev.alloc(rows, 2 * rule.top_k).unwrap();
-    dev.route(&Route { logits, rows, rule, bias, out }).unwrap();
+    dev.route(&Route { logits, rows, rule, bias, scales, out }).unwrap();
     let found = contents(dev, out, rows * 2 * rule.top_k);
     found.into_iter().map(|x| if x.is_nan() { -7.0 } else { x }).collect()
 }
@@ -84,6 +86,29 @@ fn routes_by_hand() {
 }
 
 #[test]
+fn scales_and_the_clamped_gate_by_hand() {
+    let mut dev = Reference::new(false);
+    let logits = buffer(&mut dev, 4, &[1f32.ln(), 4f32.ln(), 1f32.ln(), 2f32.ln()]);
+    let spec =
+        |cols| WeightSpec { name: "s".into(), kind: WeightKind::Vector, format: Format::F32, rows: 1, cols };
+    let bytes = [9.0f32, 0.5, 9.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let scales = Some(dev.load(&spec(4), std::sync::Arc::new(Bytes(bytes))).unwrap());
+    let out = dev.alloc(1, 4).unwrap();
+    let rule = Routing { normalize: Some(0.0), ..plain(2, Gating::Softmax) };
+    dev.route(&Route { logits, rows: 1, rule, bias: None, scales, out }).unwrap();
+    let found = contents(&mut dev, out, 4);
+    let expected = [1.0, 3.0, 2.0 / 3.0 * 0.5, 1.0 / 3.0 * 3.0];
+    assert!(found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-6), "{found:?}");
+    let gate = Activation::ClampedSwiglu { alpha: 2.0, limit: 3.0 };
+    let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found}, {expected}");
+    near(gate.gated(1.0, 0.5), 1.5 / (1.0 + (-2f32).exp()));
+    // The gate is bounded above only, the value on both sides.
+    near(gate.gated(5.0, 9.0), 4.0 * 3.0 / (1.0 + (-6f32).exp()));
+    near(gate.gated(-5.0, -9.0), -2.0 * -5.0 / (1.0 + 10f32.exp()));
+    assert!(gate.gated(f32::NAN, 1.0).is_nan() && gate.gated(1.0, f32::NAN).is_nan());
+}
+
+#[test]
 fn logits_that_are_no_numbers_end_in_valid_ids() {
     let nan = f32::NAN;
     for gating in GATINGS {
@@ -121,6 +146,7 @@ struct Mixture {
     ff: usize,
     top_k: usize,
     activation: Activation,
+    biased: bool,
 }
 
 impl Mixture {
@@ -131,9 +157,15 @@ impl Mixture {
         [load(1, ff, dim), load(2, ff, dim), load(3, dim, ff)]
     }
 
+    fn biases(&self, dev: &mut dyn Compute) -> Option<[Weight; 3]> {
+        let &Mixture { count, dim, ff, biased, .. } = self;
+        let mut load = |seed, width| weight(dev, seed, WeightKind::Vector, Format::F32, 1, count * width);
+        biased.then(|| [load(11, ff), load(12, ff), load(13, dim)])
+    }
+
     /// `out` after the mixture was added to what was there.
     fn run(&self, dev: &mut dyn Compute, x: &[f32], routes: &[f32]) -> Vec<f32> {
-        let [gate, up, down] = self.weights(dev);
+        let ([gate, up, down], biases) = (self.weights(dev), self.biases(dev));
         let rows = x.len() / self.dim;
         let x = buffer(dev, self.dim, x);
         let routes = buffer(dev, 2 * self.top_k, routes);
@@ -142,8 +174,22 @@ impl Mixture {
         let start = contents(dev, out, self.dim);
         let out = buffer(dev, self.dim, &start.repeat(rows));
         let &Mixture { top_k, activation, .. } = self;
-        dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, activation, hidden, out, add: true })
-            .unwrap();
+        let add = true;
+        dev.experts(&Experts {
+            x,
+            rows,
+            routes,
+            top_k,
+            gate,
+            up,
+            down,
+            biases,
+            activation,
+            hidden,
+            out,
+            add,
+        })
+        .unwrap();
         contents(dev, out, rows * self.dim)
     }
 }
@@ -179,6 +225,7 @@ fn mixtures() -> Vec<Mixture> {
         ff: 96,
         top_k: 3,
         activation: Activation::Silu,
+        biased: format == Format::Q8_0,
     });
     // Rows that fill no group of 16, in the float family.
     let floats = [Format::F16, Format::F32].map(|format| Mixture {
@@ -188,8 +235,19 @@ fn mixtures() -> Vec<Mixture> {
         ff: 21,
         top_k: 2,
         activation: Activation::GeluTanh,
+        biased: format == Format::F32,
     });
-    quantised.into_iter().chain(floats).collect()
+    let clamped = Mixture {
+        format: Format::MXFP4,
+        count: 6,
+        dim: 96,
+        ff: 64,
+        top_k: 4,
+        // A limit that many values reach.
+        activation: Activation::ClampedSwiglu { alpha: 1.702, limit: 0.7 },
+        biased: true,
+    };
+    quantised.into_iter().chain(floats).chain([clamped]).collect()
 }
 
 #[test]
@@ -285,6 +343,7 @@ fn products_stay_inside_hidden_and_output() {
                         gate: &gate,
                         up: &up,
                         down: &down,
+                        biases: [None; 3],
                         activation: Activation::Silu,
                         hidden: hidden.as_mut_f32(),
                         out: out.as_mut_f32(),
@@ -322,7 +381,15 @@ impl Conv {
         let rows = x.len() / (3 * DIM);
         let bcu = buffer(dev, 3 * DIM, x);
         let out = dev.alloc(rows, DIM).unwrap();
-        dev.short_conv(&ShortConv { bcu, taps: self.taps, state: self.state, seqs, out }).unwrap();
+        dev.short_conv(&ShortConv {
+            form: ConvForm::Gated,
+            x: bcu,
+            taps: self.taps,
+            state: self.state,
+            seqs,
+            out,
+        })
+        .unwrap();
         contents(dev, out, rows * DIM)
     }
 
@@ -414,6 +481,7 @@ fn what_does_not_fit_is_an_error() {
         ff: 32,
         top_k: 2,
         activation: Activation::Silu,
+        biased: false,
     };
     for (id, what) in
         [(3.0, "an expert too many"), (-1.0, "below"), (0.5, "no whole number"), (f32::NAN, "no number")]
@@ -433,6 +501,7 @@ fn what_does_not_fit_is_an_error() {
                 gate,
                 up,
                 down,
+                biases: None,
                 activation,
                 hidden,
                 out,
@@ -446,7 +515,8 @@ fn what_does_not_fit_is_an_error() {
         let (x, routes) = (random(dev, 1, 2, 64), buffer(dev, 4, &[0.0, 1.0, 1.0, 1.0].repeat(2)));
         let (hidden, out) = (dev.alloc(3, 32)?, dev.alloc(2, 64)?);
         let (rows, top_k, activation) = (2, 2, m.activation);
-        dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, activation, hidden, out, add: true })
+        let (biases, add) = (None, true);
+        dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add })
     });
     refused("a matrix", |dev| {
         let m = mixture();
@@ -455,7 +525,18 @@ fn what_does_not_fit_is_an_error() {
         let (x, routes) = (random(dev, 1, 1, 64), buffer(dev, 4, &[0.0, 1.0, 1.0, 1.0]));
         let (hidden, out) = (dev.alloc(2, 32)?, dev.alloc(1, 64)?);
         let (rows, top_k, activation) = (1, 2, m.activation);
-        dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, activation, hidden, out, add: true })
+        let (biases, add) = (None, true);
+        dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add })
+    });
+    refused("biases of one expert less", |dev| {
+        let m = mixture();
+        let [gate, up, down] = m.weights(dev);
+        let mut vector = |width| weight(dev, 5, WeightKind::Vector, Format::F32, 1, width);
+        let biases = Some([vector(3 * 32), vector(2 * 32), vector(3 * 64)]);
+        let (x, routes) = (random(dev, 1, 1, 64), buffer(dev, 4, &[0.0, 1.0, 1.0, 1.0]));
+        let (hidden, out) = (dev.alloc(2, 32)?, dev.alloc(1, 64)?);
+        let (rows, top_k, activation, add) = (1, 2, m.activation, true);
+        dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add })
     });
     refused("rows that make no whole experts", |dev| {
         let spec = WeightSpec {
@@ -479,7 +560,7 @@ fn what_does_not_fit_is_an_error() {
     ] {
         refused("a rule that cannot be", |dev| {
             let (logits, out) = (random(dev, 1, 1, 8), dev.alloc(1, (2 * rule.top_k).max(1))?);
-            dev.route(&Route { logits, rows: 1, rule, bias: None, out })
+            dev.route(&Route { logits, rows: 1, rule, bias: None, scales: None, out })
         });
     }
     for (slot, rows, what) in [(3, 1, "a slot too many"), (0, 5, "rows beyond the batch")] {
@@ -488,7 +569,7 @@ fn what_does_not_fit_is_an_error() {
             let (bcu, state) = (random(dev, 1, 4, 3 * DIM), random(dev, 2, 3, 2 * DIM));
             let out = dev.alloc(4, DIM)?;
             let seqs = [SlotRows { row: 0, rows, position: 0, slot }];
-            dev.short_conv(&ShortConv { bcu, taps, state, seqs: &seqs, out })
+            dev.short_conv(&ShortConv { form: ConvForm::Gated, x: bcu, taps, state, seqs: &seqs, out })
         });
     }
 }

@@ -3,7 +3,10 @@
 mod common;
 
 use common::{buffer, classes, cpu, random, weight};
-use hob_compute::{Activation, Compute, Experts, Gating, Route, Routing, ShortConv, SlotRows, WeightKind};
+use hob_compute::{
+    Activation, Compute, ConvForm, DeltaNet, DeltaShape, Experts, Gating, KeyHeads, Route, Routing,
+    ShortConv, SlotRows, WeightKind,
+};
 use hob_quant::Format;
 use hob_testkit::alloc::{CountingAllocator, measure_process};
 use hob_testkit::rng::Rng;
@@ -12,7 +15,7 @@ use hob_testkit::rng::Rng;
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
-fn routing_experts_and_convolution_allocate_nothing() {
+fn routing_experts_and_recurrences_allocate_nothing() {
     const DIM: usize = 64;
     const COUNT: usize = 16;
     let rule = Routing { top_k: 4, gating: Gating::Softmax, normalize: Some(0.0), scale: 1.0, groups: None };
@@ -31,10 +34,21 @@ fn routing_experts_and_convolution_allocate_nothing() {
             let out = dev.alloc(rows, DIM).unwrap();
             let (bcu, state) =
                 (random(&mut dev, 9, rows, 3 * DIM), buffer(&mut dev, 2 * DIM, &[0.0; 2 * DIM]));
+            let shape = DeltaShape {
+                key_heads: 1,
+                value_heads: 2,
+                key_dim: 16,
+                value_dim: 16,
+                sharing: KeyHeads::Tiled,
+            };
+            let [qkv, z, beta, decay] = [64, 32, 2, 2].map(|width| random(&mut dev, 10, 20, width));
+            let mut vector = |cols| weight(&mut dev, 11, WeightKind::Vector, Format::F32, 1, cols);
+            let (rate, bias, norm) = (vector(2), vector(2), vector(16));
+            let (memory, mixed) = (random(&mut dev, 12, 1, shape.state()), dev.alloc(20, 32).unwrap());
             let mut step = |input: &[f32]| {
                 dev.upload(x, 0, input).unwrap();
                 dev.upload(logits, 0, &input[..rows * COUNT]).unwrap();
-                dev.route(&Route { logits, rows, rule, bias: None, out: routes }).unwrap();
+                dev.route(&Route { logits, rows, rule, bias: None, scales: None, out: routes }).unwrap();
                 let (top_k, activation) = (4, Activation::Silu);
                 dev.experts(&Experts {
                     x,
@@ -44,6 +58,7 @@ fn routing_experts_and_convolution_allocate_nothing() {
                     gate,
                     up,
                     down,
+                    biases: None,
                     activation,
                     hidden,
                     out,
@@ -51,7 +66,28 @@ fn routing_experts_and_convolution_allocate_nothing() {
                 })
                 .unwrap();
                 let seqs = [SlotRows { row: 0, rows, position: 5, slot: 0 }];
-                dev.short_conv(&ShortConv { bcu, taps, state, seqs: &seqs, out }).unwrap();
+                dev.short_conv(&ShortConv { form: ConvForm::Gated, x: bcu, taps, state, seqs: &seqs, out })
+                    .unwrap();
+                // Row by row and as a chunk.
+                for (rows, position) in [(rows, 70), (20, 0)] {
+                    let (seqs, state, out, eps) =
+                        (&[SlotRows { row: 0, rows, position, slot: 0 }], memory, mixed, 1e-6);
+                    dev.delta_net(&DeltaNet {
+                        shape,
+                        qkv,
+                        z,
+                        beta,
+                        decay,
+                        rate,
+                        bias,
+                        norm,
+                        eps,
+                        state,
+                        seqs,
+                        out,
+                    })
+                    .unwrap();
+                }
             };
             // The inputs of the second half choose other experts, in other numbers.
             inputs[..2].iter().for_each(|x| step(x));

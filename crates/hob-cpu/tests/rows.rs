@@ -140,6 +140,11 @@ fn map_with_every_pattern_of_shared_operands() {
             all.extend(contents(dev, out, rows * width));
             dev.map(&Map::Softcap { a: out, cap: 30.0, out, rows }).unwrap();
             all.extend(contents(dev, out, rows * width));
+            let (first, wide) = (3, random(dev, 16, rows, width + 4));
+            for (a, activation) in [(a, Activation::GeluTanh), (out, Activation::Silu)] {
+                dev.map(&Map::Gate { a, b: wide, first, activation, out, rows }).unwrap();
+                all.extend(contents(dev, out, rows * width));
+            }
             dev.map(&Map::CopyRow { a, from: rows - 1, out: a, to: 0 }).unwrap();
             dev.map(&Map::CopyRow { a, from: 0, out: b, to: rows - 1 }).unwrap();
             all.extend(contents(dev, a, rows * width));

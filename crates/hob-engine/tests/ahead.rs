@@ -368,7 +368,8 @@ fn engines_that_share_a_device_take_turns() {
 /// Windows let go of pages, recurrent state cannot go back: those models go ahead with care, or not at all.
 #[test]
 fn windows_and_recurrent_state_are_right() {
-    for (name, goes_ahead) in [("gemma3", true), ("lfm2", false), ("qwen3_moe", true)] {
+    for (name, goes_ahead) in [("gemma3", true), ("lfm2", false), ("qwen3_5_moe", false), ("qwen3_moe", true)]
+    {
         let file = reference_model(name);
         let watched = Watched::asynchronous(ModelInfo::read(&file).unwrap().config.vocab);
         let layout = Layout { ctx_tokens: 900, cached_tokens: 512, ..layout(2, 48) };

@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::pages::Pages;
 use crate::stream::{BufferId, Fetch, Stream};
 use crate::verb::attend::Splits;
+use crate::verb::delta::chunked::Tables;
 use crate::verb::experts::many::Grouping;
 use crate::verb::pick::Picks;
 use crate::weights::Loaded;
@@ -43,6 +44,7 @@ pub struct Gpu {
     pub(crate) pools: Slots<Pool, Pages>,
     pub(crate) picks: Picks,
     pub(crate) grouping: Grouping,
+    pub(crate) delta: Tables,
     /// Arguments on their way to the stream, reused.
     pub(crate) words: Vec<u32>,
     /// Bound in the place of pools that a call has no pages of.
@@ -78,6 +80,7 @@ impl Gpu {
             pools: Slots::new(device),
             picks: Picks::default(),
             grouping: Grouping::default(),
+            delta: Tables::default(),
             words: Vec::new(),
             stand_ins: None,
             cache,
@@ -284,6 +287,10 @@ impl Compute for Gpu {
 
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
         self.run_short_conv(args)
+    }
+
+    fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
+        self.run_delta_net(args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

@@ -45,15 +45,23 @@ fn formats() -> impl Iterator<Item = Format> {
 fn rows_verbs(gpu: &mut Gpu) -> Result<()> {
     for cols in [WIDTH, 33, 8192] {
         let (weight, x, out) = (vector(gpu, cols), gpu.alloc(48, cols)?, gpu.alloc(48, cols)?);
+        let narrow = gpu.alloc(48, cols)?;
         for rows in [1, 48] {
             for target in [x, out] {
                 gpu.norm(&Norm { x, rows, groups: 1, weight, eps: 1e-6, out: target })?;
                 gpu.map(&Map::Add { a: x, b: target, out, rows })?;
             }
             gpu.map(&Map::Scale { a: x, factor: 2.0, out, rows })?;
+            let gate = |a, activation| Map::Gate { a, b: x, first: 0, activation, out, rows };
+            gpu.map(&gate(narrow, Activation::GeluTanh))?;
+            gpu.map(&gate(out, Activation::Silu))?;
             gpu.map(&Map::Softcap { a: x, cap: 2.0, out: x, rows })?;
         }
         gpu.map(&Map::CopyRow { a: x, from: 0, out, to: 1 })?;
+        let gate = gpu.alloc(48, 1)?;
+        for (a, out, add) in [(x, out, true), (x, out, false), (x, x, false)] {
+            gpu.map(&Map::SigmoidGate { a, gate, out, add, rows: 48 })?;
+        }
     }
     let (x, freqs) = (gpu.alloc(4, WIDTH)?, gpu.alloc(1, 16)?);
     for pairs in [RopePairs::Half, RopePairs::Interleaved] {
@@ -64,7 +72,10 @@ fn rows_verbs(gpu: &mut Gpu) -> Result<()> {
         let (taps_, state) = (vector(gpu, taps * 64), gpu.alloc(2, (taps - 1) * 64)?);
         let (bcu, out) = (gpu.alloc(2, 192)?, gpu.alloc(2, 64)?);
         let seqs = &[SlotRows { row: 0, rows: 2, position: 0, slot: 1 }];
-        gpu.short_conv(&ShortConv { bcu, taps: taps_, state, seqs, out })?;
+        let form = ConvForm::Gated;
+        gpu.short_conv(&ShortConv { form, x: bcu, taps: taps_, state, seqs, out })?;
+        let (form, x, plain) = (ConvForm::Silu, out, gpu.alloc(2, 64)?);
+        gpu.short_conv(&ShortConv { form, x, taps: taps_, state, seqs, out: plain })?;
     }
     for (vocab, k) in [(3000, 1), (3000, 40), (100, 1), (100, 40)] {
         let logits = gpu.alloc(2, vocab)?;
@@ -109,7 +120,7 @@ fn linears(gpu: &mut Gpu) -> Result<()> {
 fn mixtures(gpu: &mut Gpu) -> Result<()> {
     let groups = |score| Some(Groups { count: 4, top: 2, score });
     let (logits, routes) = (gpu.alloc(48, 8)?, gpu.alloc(48, 4)?);
-    let bias = vector(gpu, 8);
+    let (bias, biases) = (vector(gpu, 8), vector(gpu, 8 * WIDTH));
     for gating in [Gating::Softmax, Gating::Sigmoid, Gating::SoftmaxSelected, Gating::SqrtSoftplus] {
         for (normalize, groups, bias) in [
             (None, None, None),
@@ -117,18 +128,42 @@ fn mixtures(gpu: &mut Gpu) -> Result<()> {
             (Some(0.0), groups(GroupScore::BestTwo), None),
         ] {
             let rule = Routing { top_k: 2, gating, normalize, scale: 1.0, groups };
-            gpu.route(&Route { logits, rows: 2, rule, bias, out: routes })?;
+            gpu.route(&Route { logits, rows: 2, rule, bias, scales: bias, out: routes })?;
         }
     }
     for format in formats() {
         let kind = WeightKind::Experts { count: 8 };
         let [gate, up, down] = [0; 3].map(|_| load(gpu, kind, format, 8 * WIDTH, WIDTH));
         let (x, hidden, out) = (gpu.alloc(48, WIDTH)?, gpu.alloc(96, WIDTH)?, gpu.alloc(48, WIDTH)?);
-        for (rows, activation) in [(1, Activation::Silu), (48, Activation::Silu), (1, Activation::GeluTanh)] {
+        let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
+        for (rows, activation, biases) in [
+            (1, Activation::Silu, None),
+            (48, Activation::Silu, None),
+            (1, Activation::GeluTanh, None),
+            (1, clamped, Some([biases; 3])),
+            (48, clamped, Some([biases; 3])),
+        ] {
+            let (top_k, add) = (2, true);
             let args =
-                Experts { x, rows, routes, top_k: 2, gate, up, down, activation, hidden, out, add: true };
+                Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add };
             gpu.experts(&args)?;
         }
+    }
+    Ok(())
+}
+
+fn deltas(gpu: &mut Gpu) -> Result<()> {
+    for (key_dim, value_dim, sharing) in
+        [(128, 128, KeyHeads::Tiled), (16, 48, KeyHeads::Grouped), (256, 64, KeyHeads::Tiled)]
+    {
+        let shape = DeltaShape { key_heads: 2, value_heads: 4, key_dim, value_dim, sharing };
+        let (rate, bias, norm) = (vector(gpu, 4), vector(gpu, 4), vector(gpu, value_dim));
+        let (qkv, z) = (gpu.alloc(80, shape.channels())?, gpu.alloc(80, shape.width())?);
+        let (beta, decay) = (gpu.alloc(80, 4)?, gpu.alloc(80, 4)?);
+        let (state, out) = (gpu.alloc(2, shape.state())?, gpu.alloc(80, shape.width())?);
+        let seqs = &[SlotRows { row: 0, rows: 80, position: 0, slot: 1 }];
+        let eps = 1e-6;
+        gpu.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, state, seqs, out })?;
     }
     Ok(())
 }
@@ -208,7 +243,7 @@ fn every_kernel_translates_to_metal_and_dx12() {
         gpu.rehearse(true);
         // Twice: producers write the forms that readers asked for the first time.
         for _ in 0..2 {
-            for verbs in [rows_verbs, embeds, linears, mixtures, attentions] {
+            for verbs in [rows_verbs, embeds, linears, mixtures, deltas, attentions] {
                 verbs(&mut gpu).expect("a rehearsal");
             }
         }
@@ -225,8 +260,22 @@ fn every_kernel_translates_to_metal_and_dx12() {
     }
     println!("{} kernels of {names:?}", seen.len());
     // Every verb took part.
-    for name in ["norm", "map", "rope", "route", "pick", "embed", "short conv", "expert gate", "expert down"]
-    {
+    for name in [
+        "norm",
+        "map",
+        "sigmoid gate",
+        "rope",
+        "route",
+        "pick",
+        "embed",
+        "short conv",
+        "delta recurrent",
+        "delta scores",
+        "delta walk",
+        "delta finish",
+        "expert gate",
+        "expert down",
+    ] {
         assert!(names.contains(name), "no kernel {name} among {names:?}");
     }
 }

@@ -1,6 +1,9 @@
 //! Routing and mixtures of experts against the oracle.
 
 mod common;
+#[path = "common/weights.rs"]
+#[allow(dead_code)] // this file uses one of its functions
+mod weights;
 
 use std::sync::Arc;
 
@@ -10,6 +13,7 @@ use hob_compute::{
     Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
+use weights::rows as encoded;
 
 struct Bytes(Vec<u8>);
 
@@ -30,12 +34,7 @@ fn weight(
     format: Format,
     [rows, cols]: [usize; 2],
 ) -> Weight {
-    let mut bytes = Vec::new();
-    for row in values(seed, rows * cols).chunks(cols) {
-        let mut packed = vec![0u8; format.row_bytes(cols).unwrap()];
-        hob_quant::encode_row(format, row, &mut packed).unwrap();
-        bytes.extend(packed);
-    }
+    let bytes = encoded(format, seed, rows, cols);
     let spec = WeightSpec { name: "w".into(), kind, format, rows, cols };
     dev.load(&spec, Arc::new(Bytes(bytes))).expect("a weight loads")
 }
@@ -47,9 +46,11 @@ fn plain(top_k: usize, gating: Gating) -> Routing {
 fn routes(dev: &mut dyn Compute, rule: Routing, experts: usize, logits: &[f32], biased: bool) -> Vec<f32> {
     let rows = logits.len() / experts;
     let bias = biased.then(|| weight(dev, 5, WeightKind::Vector, Format::F32, [1, experts]));
+    let scales = (biased && rule.normalize.is_none())
+        .then(|| weight(dev, 6, WeightKind::Vector, Format::F32, [1, experts]));
     let logits = buffer(dev, rows, experts, logits);
     let out = dev.alloc(rows, 2 * rule.top_k).unwrap();
-    dev.route(&Route { logits, rows, rule, bias, out }).unwrap();
+    dev.route(&Route { logits, rows, rule, bias, scales, out }).unwrap();
     contents(dev, out, rows * 2 * rule.top_k)
 }
 
@@ -133,27 +134,44 @@ struct Mixture {
     ff: usize,
     top_k: usize,
     activation: Activation,
+    biased: bool,
 }
 
 impl Mixture {
     /// `out` after the mixture was added to what was there, or put there.
     fn run(&self, dev: &mut dyn Compute, x: &[f32], routes: &[f32], add: bool) -> Vec<f32> {
-        let &Mixture { formats, count, dim, ff, top_k, activation } = self;
+        let &Mixture { formats, count, dim, ff, top_k, activation, biased } = self;
         let mut load = |seed, i: usize, rows, cols| {
             weight(dev, seed, WeightKind::Experts { count }, formats[i], [count * rows, cols])
         };
         let [gate, up, down] = [load(1, 0, ff, dim), load(2, 1, ff, dim), load(3, 2, dim, ff)];
+        let mut vector = |seed, width| weight(dev, seed, WeightKind::Vector, Format::F32, [1, count * width]);
+        let biases = biased.then(|| [vector(11, ff), vector(12, ff), vector(13, dim)]);
         let rows = x.len() / dim;
         let (x, routes) = (buffer(dev, rows, dim, x), buffer(dev, rows, 2 * top_k, routes));
         let hidden = dev.alloc(rows * top_k, ff).unwrap();
         let out = buffer(dev, rows, dim, &values(9, rows * dim));
-        dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, activation, hidden, out, add })
-            .unwrap();
+        dev.experts(&Experts {
+            x,
+            rows,
+            routes,
+            top_k,
+            gate,
+            up,
+            down,
+            biases,
+            activation,
+            hidden,
+            out,
+            add,
+        })
+        .unwrap();
         let found = contents(dev, out, rows * dim);
         for buf in [x, routes, hidden, out] {
             dev.free(buf).unwrap();
         }
-        [gate, up, down].into_iter().for_each(|w| dev.unload(w).unwrap());
+        let loaded = [gate, up, down].into_iter().chain(biases.into_iter().flatten());
+        loaded.for_each(|w| dev.unload(w).unwrap());
         found
     }
 
@@ -179,7 +197,7 @@ impl Mixture {
 }
 
 fn mixtures() -> Vec<Mixture> {
-    use Format::{F16, F32, Q4_0, Q4_1, Q5_0, Q8_0};
+    use Format::{F16, F32, MXFP4, Q4_0, Q4_1, Q5_0, Q8_0};
     let mixed = [[Q4_0, Q4_0, Q4_0], [Q8_0, Q4_1, Q5_0], [Q4_0, F16, Q8_0], [Q8_0, Q8_0, F16]];
     let quantised = mixed.map(|formats| Mixture {
         formats,
@@ -188,6 +206,7 @@ fn mixtures() -> Vec<Mixture> {
         ff: 96,
         top_k: 3,
         activation: Activation::Silu,
+        biased: formats[0] == Q8_0,
     });
     let floats = [[F16; 3], [F32; 3]].map(|formats| Mixture {
         formats,
@@ -196,8 +215,19 @@ fn mixtures() -> Vec<Mixture> {
         ff: 21,
         top_k: 2,
         activation: Activation::GeluTanh,
+        biased: formats[0] == F32,
     });
-    quantised.into_iter().chain(floats).collect()
+    let clamped = Mixture {
+        formats: [MXFP4; 3],
+        count: 6,
+        dim: 96,
+        ff: 64,
+        top_k: 4,
+        // A limit that many values reach.
+        activation: Activation::ClampedSwiglu { alpha: 1.702, limit: 0.7 },
+        biased: true,
+    };
+    quantised.into_iter().chain(floats).chain([clamped]).collect()
 }
 
 #[test]
@@ -264,11 +294,18 @@ fn what_does_not_meet_is_refused() {
     let logits = buffer(&mut dev, 2, 8, &[0.0; 16]);
     let out = dev.alloc(2, 4).unwrap();
     for (rows, top_k) in [(3, 2), (1, 3), (1, 9)] {
-        let found = dev.route(&Route { logits, rows, rule: plain(top_k, Gating::Softmax), bias: None, out });
+        let found = dev.route(&Route {
+            logits,
+            rows,
+            rule: plain(top_k, Gating::Softmax),
+            bias: None,
+            scales: None,
+            out,
+        });
         assert!(matches!(found, Err(ComputeError::Shape { .. })));
     }
     let (wide, routes) = (dev.alloc(1, 4000).unwrap(), dev.alloc(1, 2).unwrap());
     let rule = plain(1, Gating::Sigmoid);
-    let found = dev.route(&Route { logits: wide, rows: 1, rule, bias: None, out: routes });
+    let found = dev.route(&Route { logits: wide, rows: 1, rule, bias: None, scales: None, out: routes });
     assert!(matches!(found, Err(ComputeError::Shape { .. })));
 }

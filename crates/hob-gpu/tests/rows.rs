@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::{
-    ByteSource, Compute, ComputeError, Map, Norm, Rope, RopePairs, ShortConv, SlotRows, Weight, WeightKind,
-    WeightSpec,
+    Activation, ByteSource, Compute, ComputeError, ConvForm, Map, Norm, Rope, RopePairs, ShortConv, SlotRows,
+    Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
 
@@ -27,6 +27,10 @@ fn map_equals_the_oracle_also_in_place_and_on_many_rows() {
                 dev.map(&Map::Softcap { a: out, cap: 1.5, out: y, rows }).unwrap();
                 dev.map(&Map::Scale { a: y, factor: 0.3, out: y, rows }).unwrap();
                 dev.map(&Map::Add { a: y, b: y, out: y, rows }).unwrap();
+                let wide = buffer(dev, rows, width + 4, &values(3, rows * (width + 4)));
+                for (a, activation) in [(x, Activation::GeluTanh), (out, Activation::Silu)] {
+                    dev.map(&Map::Gate { a, b: wide, first: 3, activation, out, rows }).unwrap();
+                }
                 dev.map(&Map::CopyRow { a: x, from: rows - 1, out, to: 0 }).unwrap();
                 results.push([x, y, out].map(|buf| contents(dev, buf, rows * width)));
             }
@@ -184,7 +188,15 @@ fn short_convolutions_equal_the_oracle_over_several_calls() {
                 vec![seq(0, 60, 41, 2)],
                 vec![seq(0, 17, 0, 3), seq(20, 3, 2, 1)],
             ] {
-                dev.short_conv(&ShortConv { bcu, taps: weight, state, seqs: &seqs, out }).unwrap();
+                dev.short_conv(&ShortConv {
+                    form: ConvForm::Gated,
+                    x: bcu,
+                    taps: weight,
+                    state,
+                    seqs: &seqs,
+                    out,
+                })
+                .unwrap();
                 all.extend(contents(dev, out, 60 * dim));
                 all.extend(contents(dev, state, slots * (taps - 1) * dim));
             }

@@ -22,7 +22,7 @@ use fill::Filler;
 pub use fill::formats;
 pub(crate) use fill::mix;
 pub use mix::{Mix, mixes};
-pub use shapes::{Attention, Delta, Experts, SHAPES, Shape, find};
+pub use shapes::{Attention, Delta, Experts, Kinds, SHAPES, Shape, find};
 use tensors::{Role, Slot};
 
 /// Deviation of a matrix's weights times the square root of its columns: keeps activations near their trained size.
@@ -275,6 +275,11 @@ fn decays(heads: usize) -> Vec<f32> {
 /// Llama 3.1's stretching by wavelength (low_freq_factor 1, high_freq_factor 4, 8192 positions of old), as the divisors
 /// that its GGUF files hold.
 fn divisors(shape: &Shape) -> Vec<f32> {
+    // Gemma 4 rotates a quarter of the pairs of a head that sees all positions.
+    if shape.kinds.is_some() {
+        let pairs = shape.head_dim / 2;
+        return (0..pairs).map(|i| if i < pairs / 4 { 1.0 } else { 1e30 }).collect();
+    }
     const OLD_CTX: f64 = 8192.0;
     const LOW: f64 = 1.0;
     const HIGH: f64 = 4.0;

@@ -24,8 +24,12 @@ const FIXTURES: [&str; 11] = [
     "granite",
     "glm4",
 ];
+/// Fixtures with mixtures of experts or short convolutions.
+const MIXED: [&str; 5] = ["qwen3_moe", "lfm2", "lfm2_moe", "mixtral", "glm4_moe"];
 /// Fixtures with sliding windows.
-const WINDOWED: [&str; 3] = ["gemma2", "gemma3", "olmo3"];
+const WINDOWED: [&str; 4] = ["gemma2", "gemma3", "olmo3", "gpt_oss"];
+
+const GEMMA4: [&str; 3] = ["gemma4_dense", "gemma4_moe", "gemma4_e"];
 
 fn fixtures() -> Vec<PathBuf> {
     FIXTURES.map(fixture).to_vec()
@@ -66,7 +70,14 @@ fn fixtures_pass_on_the_cpu() {
 
 #[test]
 fn fixtures_with_mixtures_and_convolutions_pass() {
-    let fixtures = ["qwen3_moe", "lfm2", "lfm2_moe"].map(fixture);
+    let fixtures = MIXED.map(fixture);
+    assert_passes(&fixtures, &mut Reference::new(true));
+    assert_passes(&fixtures, &mut cpu(2, true));
+}
+
+#[test]
+fn fixtures_with_delta_rules_pass() {
+    let fixtures = ["qwen3_5", "qwen3_5_moe", "qwen3_next"].map(fixture);
     assert_passes(&fixtures, &mut Reference::new(true));
     assert_passes(&fixtures, &mut cpu(2, true));
 }
@@ -76,6 +87,20 @@ fn fixtures_with_windows_pass() {
     let fixtures = WINDOWED.map(fixture);
     assert_passes(&fixtures, &mut Reference::new(true));
     assert_passes(&fixtures, &mut cpu(2, true));
+}
+
+#[test]
+fn fixtures_of_gemma_4_pass() {
+    let fixtures = GEMMA4.map(fixture);
+    assert_passes(&fixtures, &mut Reference::new(true));
+    assert_passes(&fixtures, &mut cpu(2, true));
+}
+
+/// gpt-oss with the corners of YaRN rounded, which its GGUF files cannot ask for.
+#[test]
+fn a_fixture_without_a_gguf_passes() {
+    let report = golden::run(&[fixture("gpt_oss_trunc")], &mut cpu(2, true));
+    assert!(report.passed() && report.models[0].variants.len() == 1, "{report}");
 }
 
 /// The software adapter where there is one, unless `HOB_TEST_ADAPTER` names another by its index.
@@ -105,7 +130,13 @@ fn fixtures_with_windows_pass_on_a_gpu() {
 #[test]
 fn fixtures_with_mixtures_and_convolutions_pass_on_a_gpu() {
     let Some(mut gpu) = gpu() else { return };
-    assert_passes(&["qwen3_moe", "lfm2", "lfm2_moe"].map(fixture), &mut gpu);
+    assert_passes(&MIXED.map(fixture), &mut gpu);
+}
+
+#[test]
+fn fixtures_of_gemma_4_pass_on_a_gpu() {
+    let Some(mut gpu) = gpu() else { return };
+    assert_passes(&GEMMA4.map(fixture), &mut gpu);
 }
 
 #[test]

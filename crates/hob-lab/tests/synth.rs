@@ -16,7 +16,8 @@ use hob_text::{ChatInput, ChatTemplate, Message, Special, TemplateLimits, Tokeni
 
 fn tiny(name: &str) -> Shape {
     let shape = SHAPES.iter().find(|s| s.name == name).expect(name).clone();
-    let experts = shape.experts.map(|e| Experts { count: 8, top_k: 2, ffn: 64, ..e });
+    let experts =
+        shape.experts.map(|e| Experts { count: 8, top_k: 2, ffn: 64, shared_ffn: e.shared_ffn.min(64), ..e });
     Shape {
         dim: 128,
         layers: 3,
@@ -62,6 +63,9 @@ fn a_file_is_the_model_in_memory() {
         "gemma3-270m",
         "lfm2-350m",
         "smollm3-3b",
+        "gemma4-26b-a4b",
+        "gpt-oss-20b",
+        "glm-4.5-air",
     ] {
         let synth = Synth::new(tiny(shape), Mix::Plain(Format::Q4_1), Some(Format::Q8_0)).expect(shape);
         let path = dir.join("model.gguf");

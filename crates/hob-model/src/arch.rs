@@ -3,21 +3,26 @@
 
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
+mod glm4_moe;
+mod gpt_oss;
 mod granite;
 mod lfm2;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
 mod smollm3;
 
 use std::path::Path;
 
-use hob_compute::{Activation, RopePairs};
+use hob_compute::{Activation, DeltaShape, RopePairs};
 
 use crate::blocks::Step;
 use crate::config::{Biases, DenseShape, Fused, Keys};
@@ -29,8 +34,12 @@ use crate::{Config, ModelError, Naming, Result};
 pub enum LayerState {
     /// K and V of every position, `[heads, dim]` each.
     Kv { heads: usize, dim: usize },
+    /// Nothing of its own: it reads the K and V of an earlier layer.
+    Shared { layer: usize },
     /// The last `taps - 1` inputs of a causal convolution, `channels` each.
     Conv { channels: usize, taps: usize },
+    /// The state of a gated delta rule, and the last `taps - 1` inputs of the convolution before it.
+    Delta { shape: DeltaShape, taps: usize },
 }
 
 /// A model's forward pass, in pieces that the runner strings together.
@@ -116,6 +125,7 @@ const REGISTRY: &[Entry] = &[
     qwen3::ENTRY,
     gemma2::ENTRY,
     gemma3::ENTRY,
+    gemma4::ENTRY,
     smollm3::ENTRY,
     mistral::ENTRY,
     phi3::ENTRY,
@@ -123,8 +133,14 @@ const REGISTRY: &[Entry] = &[
     granite::ENTRY,
     glm4::ENTRY,
     qwen3_moe::ENTRY,
+    mixtral::ENTRY,
+    glm4_moe::ENTRY,
+    gpt_oss::ENTRY,
     lfm2::ENTRY,
     lfm2::MOE,
+    qwen3_5::DENSE,
+    qwen3_5::MOE,
+    qwen3_5::NEXT,
 ];
 
 /// Names of the architectures that run.

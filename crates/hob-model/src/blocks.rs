@@ -4,20 +4,24 @@
 
 mod branch;
 mod decoder;
+mod delta_net;
 mod dense;
 mod ends;
 mod gqa;
 mod hybrid;
+mod layer_input;
 mod moe;
 mod short_conv;
 mod step;
 mod swiglu;
 
-pub(crate) use branch::BranchNorms;
+pub(crate) use branch::{Branch, BranchNorms};
+pub(crate) use decoder::{Decoder, Layer};
 pub(crate) use dense::DenseStyle;
-pub(crate) use ends::FINAL_NORM;
-pub(crate) use gqa::{GqaNames, GqaStyle, QkNorm};
+pub(crate) use ends::{FINAL_NORM, Norm, Stream};
+pub(crate) use gqa::{Gqa, GqaNames, GqaStyle, QkNorm};
 pub(crate) use hybrid::HybridStyle;
-pub(crate) use moe::MoeNames;
+pub(crate) use layer_input::{InputNames, LayerInput, LayerInputs};
+pub(crate) use moe::{Moe, MoeNames};
 pub(crate) use step::Step;
-pub(crate) use swiglu::FfnNames;
+pub(crate) use swiglu::{FfnNames, FfnShape, Swiglu};

@@ -8,18 +8,23 @@ mod keys;
 mod rope;
 mod windows;
 
-pub(crate) use dense::{dense, same_layers, scale, softcap};
-pub(crate) use experts::{RouterDefaults, experts};
+pub(crate) use dense::{dense, drafting, same_layers, scale, softcap};
+pub(crate) use experts::{RouterDefaults, expert_count, experts};
 pub(crate) use keys::{Key, Keys};
-pub(crate) use rope::{DIVISORS, LONG, ROPE_TENSORS, SHORT, local_rope};
+pub(crate) use rope::{DIVISORS, LONG, ROPE_TENSORS, SHORT, local_rope, rope};
 pub(crate) use windows::{upper_windows, windows};
 
-use hob_compute::check::mixture;
-use hob_compute::{RopePairs, Routing};
+use hob_compute::check::{mixture, recurrent};
+use hob_compute::{DeltaShape, RopePairs, Routing};
 use hob_files::ModelFile;
 
 use crate::arch;
 use crate::{ModelError, Result};
+
+/// Whether a tensor holds a [`LayerConfig::output_scale`], which the config reads.
+pub(crate) fn is_output_scale(tensor: &str) -> bool {
+    tensor.ends_with(".layer_output_scale.weight") || tensor.ends_with(".layer_scalar")
+}
 
 /// How a layer mixes positions.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -28,6 +33,27 @@ pub enum Mixer {
     Attention,
     /// A gated causal convolution over the last `taps` positions (LFM2); heads and rotary table do not matter.
     ShortConv { taps: usize },
+    /// A gated delta rule behind a short convolution (Qwen3-Next); heads and rotary table do not matter.
+    DeltaNet(DeltaConfig),
+}
+
+/// A layer's gated delta rule.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct DeltaConfig {
+    pub shape: DeltaShape,
+    /// Positions of the convolution.
+    pub taps: usize,
+    pub stored: DeltaStored,
+}
+
+/// How the matrices before a delta rule are stored.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum DeltaStored {
+    /// A matrix for q, k and v, and one each for the gate z, beta and decay (Qwen3.5).
+    Apart,
+    /// Key head by key head: q, k, and the v and z of its value heads; and likewise beta and decay (Qwen3-Next, whose
+    /// GGUF files store q, k, v and z as [`DeltaStored::Apart`]).
+    ByKeyHead,
 }
 
 /// A layer's mixture of experts.
@@ -39,6 +65,21 @@ pub struct ExpertConfig {
     pub routing: Routing,
     /// Whether a bias is added for the selection.
     pub bias: bool,
+    /// Width of the hidden layer of the expert that every row passes beside its own, if there is one.
+    pub shared: Option<usize>,
+    /// Whether the router and the experts add bias vectors.
+    pub biased: bool,
+    /// Whether the experts' sum is normed before it joins the residual stream, and so made beside it.
+    pub aside: bool,
+    /// The bounds of gpt-oss's gate, which then stands in for the architecture's activation.
+    pub clamp: Option<Clamp>,
+}
+
+/// The parameters of [`hob_compute::Activation::ClampedSwiglu`].
+#[derive(Copy, Clone, Debug, PartialEq)]
+pub struct Clamp {
+    pub alpha: f32,
+    pub limit: f32,
 }
 
 /// The mixture of every layer, for [`DenseShape`].
@@ -66,6 +107,17 @@ pub struct Fused {
     pub gate_up: bool,
 }
 
+/// Where a layer's V comes from.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum ValueSource {
+    /// A projection of its own.
+    Own,
+    /// The projection that K is normed and rotated from.
+    Keys,
+    /// With K, from what an earlier layer remembers; this one remembers nothing.
+    Layer(usize),
+}
+
 /// The shape of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
@@ -87,6 +139,14 @@ pub struct LayerConfig {
     pub ffn: usize,
     pub biases: Biases,
     pub fused: Fused,
+    /// Whether what is attended to passes a sigmoid gate, whose rows stand behind those of every head of q.
+    pub gated: bool,
+    /// Whether q and k are normed head by head, in architectures that leave it to the file.
+    pub head_norms: bool,
+    /// Where V comes from.
+    pub values: ValueSource,
+    /// What the residual stream is multiplied by after the layer.
+    pub output_scale: f32,
     /// Instead of one feed-forward block.
     pub experts: Option<ExpertConfig>,
 }
@@ -113,6 +173,10 @@ pub enum RopeScaling {
     Long {
         factors: LongFactors,
         original_ctx: f64,
+    },
+    /// Only the first `pairs` rotate, though frequencies are those of all of them (Gemma 4).
+    Proportional {
+        pairs: usize,
     },
     /// Frequencies are divided by the GGUF tensor `rope_freqs.weight`, `[rotary / 2]`.
     Divisors,
@@ -162,6 +226,8 @@ pub struct Config {
     /// Width of the residual stream.
     pub dim: usize,
     pub layers: Vec<LayerConfig>,
+    /// Blocks behind the layers that predict further tokens; they are not read.
+    pub drafting: usize,
     pub ropes: Vec<RopeConfig>,
     /// Tokens of context the model was trained for.
     pub ctx_train: usize,
@@ -170,6 +236,8 @@ pub struct Config {
     pub tied: bool,
     /// What the embedding is multiplied by.
     pub embedding_scale: f32,
+    /// Width of what every layer is told of the token itself, in models that do (Gemma's E models).
+    pub layer_input: Option<usize>,
     /// What every sublayer's output is multiplied by before it joins the residual stream.
     pub residual_scale: f32,
     /// What logits are multiplied by.
@@ -249,6 +317,10 @@ impl Config {
             ffn: shape.ffn,
             biases: entry.biases,
             fused: Fused::default(),
+            gated: false,
+            head_norms: false,
+            values: ValueSource::Own,
+            output_scale: 1.0,
             experts: None,
         };
         let mut config = Config {
@@ -256,11 +328,13 @@ impl Config {
             vocab: shape.vocab,
             dim: shape.dim,
             layers: vec![layer; shape.layers.min(Self::MAX_LAYERS + 1)],
+            drafting: 0,
             ropes: vec![rope],
             ctx_train: shape.ctx_train,
             rms_eps: shape.rms_eps.unwrap_or(1e-5),
             tied: shape.tied,
             embedding_scale: 1.0,
+            layer_input: None,
             residual_scale: 1.0,
             logit_scale: 1.0,
             logit_softcap: None,
@@ -296,7 +370,50 @@ impl Config {
             }
         }
         cap("logit_softcap", self.logit_softcap)?;
+        if let Some(width) = self.layer_input {
+            size("layer_input * layers", width.saturating_mul(self.layers.len()))?;
+        }
+        (0..self.layers.len()).try_for_each(|i| self.check_source(i))?;
         self.layers.iter().enumerate().try_for_each(|(i, layer)| layer.check(i, self.ropes.as_slice()))
+    }
+}
+
+impl DeltaConfig {
+    fn check(&self, key: &impl Fn(&str) -> String) -> Result<()> {
+        let shape = &self.shape;
+        size(&key("key heads"), shape.key_heads)?;
+        size(&key("value heads"), shape.value_heads)?;
+        if let Err(e) = recurrent::delta_shape(shape) {
+            return Err(ModelError::config(key("delta rule"), "heads that the delta rule can have", e));
+        }
+        size(&key("q, k and v"), shape.channels())?;
+        size(&key("delta state"), shape.state())
+    }
+}
+
+impl Config {
+    /// A layer that attends to what another remembers must fit it.
+    fn check_source(&self, i: usize) -> Result<()> {
+        let layer = &self.layers[i];
+        let ValueSource::Layer(from) = layer.values else { return Ok(()) };
+        let expected = || format!("an earlier layer with K and V, heads and window like layer {i}");
+        let fits = |source: &LayerConfig| {
+            let own = !matches!(source.values, ValueSource::Layer(_)) && source.mixer == Mixer::Attention;
+            let heads = (source.kv_heads, source.head_dim) == (layer.kv_heads, layer.head_dim);
+            own && heads && source.window == layer.window && source.rope == layer.rope
+        };
+        match self.layers[..i].get(from).is_some_and(fits) {
+            true => Ok(()),
+            false => Err(ModelError::config(format!("layer {i}: K and V of layer"), expected(), from)),
+        }
+    }
+
+    /// The layer whose K and V layer `i` attends to.
+    pub(crate) fn kv_layer(&self, i: usize) -> usize {
+        match self.layers[i].values {
+            ValueSource::Layer(from) => from,
+            ValueSource::Own | ValueSource::Keys => i,
+        }
     }
 }
 
@@ -306,9 +423,26 @@ pub(crate) fn attention_scale(head_dim: usize) -> f32 {
 }
 
 impl LayerConfig {
+    /// Floats of K, and of V, of one position.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
     /// Positions a row at `position` attends to, its own included.
     pub(crate) fn visible(&self, position: usize) -> usize {
         self.window.map_or(position + 1, |w| w.min(position + 1))
+    }
+
+    /// Multiply-accumulates of mixing the row at `position` with those before it, beside the matrices; `dim` is the width
+    /// of the residual stream.
+    pub(crate) fn mixing_macs(&self, dim: usize, position: usize) -> u64 {
+        let macs = match self.mixer {
+            Mixer::Attention => 2 * self.heads * self.head_dim * self.visible(position),
+            Mixer::ShortConv { taps } => dim * taps,
+            // The state times k, times q, and its update.
+            Mixer::DeltaNet(delta) => 3 * delta.shape.state() + delta.shape.channels() * delta.taps,
+        };
+        macs as u64
     }
 
     fn check(&self, i: usize, ropes: &[RopeConfig]) -> Result<()> {
@@ -317,15 +451,31 @@ impl LayerConfig {
         if let Some(experts) = &self.experts {
             size(&key("expert ffn"), experts.ff)?;
             size(&key("expert_count * expert ffn"), experts.count.saturating_mul(experts.ff))?;
+            if let Some(shared) = experts.shared {
+                size(&key("shared expert ffn"), shared)?;
+            }
+            if let Some(Clamp { alpha, limit }) = experts.clamp {
+                cap(&key("swiglu_alpha"), Some(alpha))?;
+                cap(&key("swiglu_limit"), Some(limit))?;
+            }
             if let Err(e) = mixture::rule(&experts.routing, experts.count) {
                 return Err(ModelError::config(key("experts"), "a rule that a router can follow", e));
             }
         }
-        if let Mixer::ShortConv { taps } = self.mixer {
-            if !(2..=256).contains(&taps) {
+        let taps = match self.mixer {
+            Mixer::Attention => None,
+            Mixer::ShortConv { taps } => Some(taps),
+            Mixer::DeltaNet(delta) => {
+                delta.check(&key)?;
+                Some(delta.taps)
+            }
+        };
+        match taps {
+            Some(taps) if (2..=256).contains(&taps) => return Ok(()),
+            Some(taps) => {
                 return Err(ModelError::config(key("taps"), "2..=256 positions of a convolution", taps));
             }
-            return Ok(());
+            None => {}
         }
         size(&key("heads"), self.heads)?;
         size(&key("kv_heads"), self.kv_heads)?;
@@ -335,6 +485,9 @@ impl LayerConfig {
             let expected = format!("a divisor of the {} query heads", self.heads);
             return Err(ModelError::config(key("kv_heads"), expected, self.kv_heads));
         }
+        if !(self.output_scale.is_finite() && self.output_scale != 0.0) {
+            return Err(ModelError::config(key("output_scale"), "a number other than 0", self.output_scale));
+        }
         if self.window == Some(0) {
             return Err(ModelError::config(key("window"), "at least 1 position", 0));
         }
@@ -342,6 +495,13 @@ impl LayerConfig {
             return Err(ModelError::config(key("scale"), "a positive number", self.scale));
         }
         cap(&key("softcap"), self.softcap)?;
+        if self.gated && self.values != ValueSource::Own {
+            return Err(ModelError::config(
+                key("output gate"),
+                "a layer with K and V of its own",
+                "another's",
+            ));
+        }
         let Some(at) = self.rope else { return Ok(()) };
         let Some(rope) = ropes.get(at) else {
             return Err(ModelError::config(key("rope"), format!("a table below {}", ropes.len()), at));

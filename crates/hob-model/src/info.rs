@@ -10,7 +10,7 @@ use hob_files::{ModelFile, TensorInfo};
 use hob_quant::{Format, KvFormat};
 
 use crate::arch::{self, Architecture};
-use crate::config::ROPE_TENSORS;
+use crate::config::{ROPE_TENSORS, is_output_scale};
 use crate::needs::{Needs, Rows, Scratch};
 use crate::placement::gpu_bytes;
 use crate::source::FileTensors;
@@ -18,7 +18,7 @@ use crate::stacked;
 use crate::state::{groups, snapshot_budget};
 use crate::{
     Config, Footprint, Group, KvLayout, LayerState, Layout, Line, ModelError, Naming, Result, Slot,
-    TensorSource,
+    TensorSource, Values,
 };
 
 /// What is known of a model before any weight is read.
@@ -57,9 +57,11 @@ impl ModelInfo {
         let names = needs.slots.iter().flat_map(|s| names_of(s, source));
         let used = names.filter_map(|name| source.tensor(name)).map(|t| t.name.as_str());
         let used: HashSet<&str> = used.collect();
-        let rotary = |n: &str| ROPE_TENSORS.contains(&n) || n.ends_with(".rotary_emb.inv_freq");
+        // What the config or the rotary tables have read.
+        let rotary =
+            |n: &str| ROPE_TENSORS.contains(&n) || n.ends_with(".rotary_emb.inv_freq") || is_output_scale(n);
         let names = source.tensors().iter().map(|t| t.name.as_str());
-        let extra = names.filter(|&n| !used.contains(n) && !rotary(n));
+        let extra = names.filter(|&n| !used.contains(n) && !rotary(n) && !drafts(n, &config));
         let unexpected = extra.map(str::to_string).collect();
         let (slots, scratch, states) = (needs.slots, needs.scratch, arch.state_plan());
         Ok(ModelInfo { config, unexpected, naming, slots, formats, scratch, states })
@@ -90,7 +92,8 @@ impl ModelInfo {
     /// Weights of all distinct tensors.
     pub fn parameters(&self) -> u64 {
         let mut seen = HashSet::new();
-        let distinct = self.slots.iter().filter(|s| seen.insert((s.name.as_str(), s.first)));
+        let distinct = self.slots.iter().filter(|s| s.values != Values::Ones);
+        let distinct = distinct.filter(|s| seen.insert((s.name.as_str(), s.first)));
         distinct.map(|s| s.rows as u64 * s.cols as u64).sum()
     }
 
@@ -113,7 +116,8 @@ impl ModelInfo {
         for group in Group::ALL {
             let bytes = here().filter(|(s, _)| s.group == group).map(|(s, f)| held(s, f)).sum();
             weights += bytes;
-            if bytes == 0 && (group == Group::Experts || layout.placement.devices() > 1) {
+            let rare = matches!(group, Group::Experts | Group::Inputs);
+            if bytes == 0 && (rare || layout.placement.devices() > 1) {
                 continue;
             }
             line(group.title().to_string(), bytes);
@@ -145,12 +149,9 @@ impl ModelInfo {
         let weights = self.slots().map(|(slot, format)| self.step_bytes(slot, format));
         // What is remembered in fixed size is read and written.
         let states = self.state_buffers().map(|(_, width)| 2 * 4 * width as u64).sum::<u64>();
-        let kv = self
-            .config
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(i, layer)| self.position_bytes(i, kv) * layer.visible(position) as u64);
+        let kv = self.config.layers.iter().enumerate().map(|(i, layer)| {
+            self.position_bytes(self.config.kv_layer(i), kv) * layer.visible(position) as u64
+        });
         weights.sum::<u64>() + kv.sum::<u64>() + states
     }
 
@@ -194,9 +195,8 @@ impl ModelInfo {
             WeightKind::Experts { count } => (s.rows / count.max(1)) as u64 * s.cols as u64 * used(s),
             WeightKind::Table | WeightKind::Vector => 0,
         });
-        let attention =
-            self.config.layers.iter().map(|l| (l.heads * l.head_dim * l.visible(position)) as u64);
-        products.sum::<u64>() + 2 * attention.sum::<u64>()
+        let mixing = self.config.layers.iter().map(|l| l.mixing_macs(self.config.dim, position));
+        products.sum::<u64>() + mixing.sum::<u64>()
     }
 
     /// The formats that a layer with K and V gets: what `kv` wishes, but f16 where a vector is no whole number of groups,
@@ -253,7 +253,7 @@ impl ModelInfo {
 
     /// Whether a layer remembers more than K and V, so that a sequence cannot be cut at any length.
     pub fn recurrent(&self) -> bool {
-        self.states.iter().any(|s| !matches!(s, LayerState::Kv { .. }))
+        self.state_buffers().next().is_some()
     }
 }
 
@@ -285,10 +285,21 @@ pub(crate) fn used(slot: &Slot) -> u64 {
     slot.stacked.as_ref().map_or(0, |s| s.used as u64)
 }
 
+/// Whether a tensor belongs to a block that predicts further tokens.
+fn drafts(name: &str, config: &Config) -> bool {
+    let rest = name.strip_prefix("blk.").or_else(|| name.split_once("layers.").map(|(_, rest)| rest));
+    let block = rest.and_then(|r| r.split_once('.')).and_then(|(n, _)| n.parse::<usize>().ok());
+    let layers = config.layers.len();
+    // Qwen's checkpoints count them apart.
+    let apart = config.drafting > 0 && name.starts_with("mtp.");
+    apart || block.is_some_and(|block| (layers..layers + config.drafting).contains(&block))
+}
+
 /// The tensors a slot reads from `source`.
 fn names_of<'s>(slot: &'s Slot, source: &dyn TensorSource) -> Vec<&'s str> {
     match &slot.stacked {
         Some(stacked) => stacked::form(stacked, source).iter().map(|p| p.name.as_str()).collect(),
+        None if slot.values == Values::Ones => Vec::new(),
         None => vec![slot.name.as_str()],
     }
 }
@@ -324,6 +335,7 @@ fn check(slot: &Slot, source: &dyn TensorSource, arch: &str) -> Result<Format> {
         Some(stacked) => stacked::check(stacked::form(stacked, source), source, |part| {
             check_tensor(&part.name, &part.shape, [part.rows, slot.cols], source, arch)
         }),
+        None if slot.values == Values::Ones => Ok(Format::F32),
         None => check_tensor(&slot.name, &slot.shape, [slot.rows, slot.cols], source, arch),
     }
 }
@@ -342,7 +354,9 @@ fn check_tensor(
             None => ModelError::MissingTensor { name, rows, cols, arch },
         });
     };
-    if tensor.shape != shape {
+    // Some converters store a matrix of one row as a vector.
+    let row = matches!(shape, [1, cols] if tensor.shape == [*cols]);
+    if tensor.shape != shape && !row {
         let (expected, found) = (format!("{shape:?}"), format!("{:?}", tensor.shape));
         return Err(ModelError::TensorShape { name: name.to_string(), expected, found });
     }

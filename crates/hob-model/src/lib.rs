@@ -26,13 +26,15 @@ mod state;
 
 pub use arch::{LayerState, known_architectures};
 pub use batch::{Batch, Row, SeqId};
-pub use config::{Config, LayerConfig, LongFactors, Mixer, RopeConfig, RopeScaling};
+pub use config::{
+    Config, DeltaConfig, DeltaStored, LayerConfig, LongFactors, Mixer, RopeConfig, RopeScaling,
+};
 pub use error::{ModelError, Result};
 pub use footprint::{Footprint, Line};
 pub use info::ModelInfo;
 pub use layout::{KvLayout, KvPair, Layout};
-pub use needs::{Group, Naming, Section, Slot};
+pub use needs::{Group, Naming, Section, Slot, Values};
 pub use placement::{Crossing, Placement};
 pub use runner::{Image, MemoryUse, Model};
 pub use source::{FileTensors, TensorSource};
-pub use stacked::{Part, Stacked};
+pub use stacked::{Part, Stacked, Stored};

@@ -5,7 +5,7 @@
 
 use hob_compute::WeightKind;
 
-use crate::stacked::{ExpertNames, Half, Stacked, forms};
+use crate::stacked::{ExpertNames, Half, Part, Stacked, forms};
 
 /// How a source spells tensor names.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,14 @@ impl Naming {
         }
     }
 
+    /// A tensor of layer `i` whose name has no `weight` or `bias` added.
+    pub(crate) fn in_full(self, i: usize, name: Name) -> String {
+        match self {
+            Naming::Gguf => format!("blk.{i}.{}", name.gguf),
+            Naming::HuggingFace => format!("model.layers.{i}.{}", name.hf),
+        }
+    }
+
     /// A tensor of layer `i`; `part` is `weight` or `bias`.
     pub(crate) fn layer(self, i: usize, name: Name, part: &str) -> String {
         match self {
@@ -51,12 +59,15 @@ pub enum Group {
     Experts,
     /// Embedding table and head.
     Ends,
+    /// What tells every layer of the token itself.
+    Inputs,
     /// Norm weights and biases.
     Vectors,
 }
 
 impl Group {
-    pub const ALL: [Group; 5] = [Group::Attention, Group::Ffn, Group::Experts, Group::Ends, Group::Vectors];
+    pub const ALL: [Group; 6] =
+        [Group::Attention, Group::Ffn, Group::Experts, Group::Inputs, Group::Ends, Group::Vectors];
 
     /// The line of the memory bill.
     pub fn title(self) -> &'static str {
@@ -65,6 +76,7 @@ impl Group {
             Group::Ffn => "weights: feed-forward",
             Group::Experts => "weights: experts",
             Group::Ends => "weights: embedding and head",
+            Group::Inputs => "weights: inputs of layers",
             Group::Vectors => "weights: norms and biases",
         }
     }
@@ -95,10 +107,25 @@ pub struct Slot {
     /// Where the slot starts in the tensor: a row of a matrix (all outer dimensions counted as rows), an element of a
     /// vector.
     pub first: usize,
-    /// Whether the file stores the values less one, as zero-centred norms do.
-    pub add_one: bool,
-    /// For [`WeightKind::Experts`]: where the experts stand.
+    /// How the file stores the values of a vector.
+    pub values: Values,
+    /// Where the rows stand, if not side by side in one tensor: experts, and rows that a file interleaves with others.
     pub stacked: Option<Stacked>,
+}
+
+/// How a file stores the values of a vector.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// As they are.
+    Plain,
+    /// Less one, as zero-centred norms.
+    LessOne,
+    /// As the logarithm of their negative: rates of decay.
+    LogOfNegative,
+    /// Every so many of the tensor's, from [`Slot::first`] on.
+    Every(usize),
+    /// Not at all: they are ones, of a norm without weights.
+    Ones,
 }
 
 impl Slot {
@@ -178,7 +205,7 @@ impl Needs {
             cols,
             shape,
             first: 0,
-            add_one: false,
+            values: Values::Plain,
             stacked: None,
         })
     }
@@ -213,14 +240,21 @@ impl Needs {
             cols,
             shape,
             first,
-            add_one: false,
+            values: Values::Plain,
             stacked: None,
         })
     }
 
     /// A `[rows, cols]` table whose rows are gathered.
-    pub fn table(&mut self, name: String, shape: [usize; 2]) -> WeightId {
-        self.slot(name, WeightKind::Table, Group::Ends, shape)
+    pub fn table(&mut self, name: String, group: Group, shape: [usize; 2]) -> WeightId {
+        self.slot(name, WeightKind::Table, group, shape)
+    }
+
+    /// The weight of a norm that has none: `[cols]` ones.
+    pub fn ones(&mut self, cols: usize) -> WeightId {
+        let id = self.vector("(ones)".to_string(), cols);
+        self.slots[id.0].values = Values::Ones;
+        id
     }
 
     /// A `[cols]` vector.
@@ -240,7 +274,7 @@ impl Needs {
             cols,
             shape: vec![of],
             first,
-            add_one: false,
+            values: Values::Plain,
             stacked: None,
         })
     }
@@ -248,8 +282,47 @@ impl Needs {
     /// The `[cols]` weight of a norm.
     pub fn norm(&mut self, name: String, cols: usize) -> WeightId {
         let id = self.vector(name, cols);
-        self.slots[id.0].add_one = self.zero_centred;
+        if self.zero_centred {
+            self.slots[id.0].values = Values::LessOne;
+        }
         id
+    }
+
+    /// Every `step`-th of the values of a tensor of `shape`, from `first` on.
+    pub fn strided(&mut self, name: String, shape: Vec<usize>, first: usize, step: usize) -> WeightId {
+        let id = self.vector(name, shape.iter().product::<usize>() / step);
+        let slot = &mut self.slots[id.0];
+        (slot.shape, slot.first) = (shape, first);
+        if step > 1 {
+            slot.values = Values::Every(step);
+        }
+        id
+    }
+
+    /// The `[cols]` vector of negative rates of decay.
+    pub fn rates(&mut self, name: String, cols: usize, values: Values) -> WeightId {
+        let id = self.vector(name, cols);
+        self.slots[id.0].values = values;
+        id
+    }
+
+    /// A matrix of `cols` columns whose rows are gathered from runs of a tensor's: the first of `forms` whose tensor
+    /// the file has. All forms have as many rows.
+    pub fn gathered(&mut self, group: Group, cols: usize, forms: Vec<Vec<Part>>) -> WeightId {
+        let form = forms.first().map_or(&[][..], Vec::as_slice);
+        let first = form.first();
+        self.push(Slot {
+            name: first.map(|p| p.name.clone()).unwrap_or_default(),
+            kind: WeightKind::Matrix,
+            group,
+            section: self.section,
+            rows: form.iter().map(|p| p.rows).sum(),
+            cols,
+            shape: first.map(|p| p.shape.clone()).unwrap_or_default(),
+            first: first.map_or(0, |p| p.first),
+            values: Values::Plain,
+            stacked: Some(Stacked { used: 0, forms }),
+        })
     }
 
     /// A vector of `len` values that the file has in more dimensions.
@@ -283,9 +356,29 @@ impl Needs {
             cols,
             shape: shape.to_vec(),
             first: 0,
-            add_one: false,
+            values: Values::Plain,
             stacked: Some(Stacked { used, forms }),
         })
+    }
+
+    /// The bias of one of the matrices of layer `i`'s experts, `[count, width]`. In safetensors gate and up take turns.
+    pub fn expert_bias(
+        &mut self,
+        i: usize,
+        names: ExpertNames,
+        half: Half,
+        [count, width]: [usize; 2],
+    ) -> WeightId {
+        match self.naming {
+            Naming::Gguf => {
+                let name = format!("blk.{i}.{}.bias", names.gguf);
+                self.strided(name, vec![count, width], 0, 1)
+            }
+            Naming::HuggingFace => {
+                let name = format!("model.layers.{i}.{}_bias", names.hf_stacked);
+                self.strided(name, vec![count, half.of * width], half.index, half.of)
+            }
+        }
     }
 
     /// A layer's own buffer of what it remembers, one row per sequence. Rows of positions before 0 count as zero, so it

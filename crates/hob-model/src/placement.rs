@@ -5,7 +5,7 @@ use hob_compute::WeightKind;
 use hob_quant::Format;
 
 use crate::info::{buffer_rows, file_bytes, used};
-use crate::needs::{Rows, Section};
+use crate::needs::{Group, Rows, Section};
 use crate::{Layout, ModelInfo, Slot};
 
 /// Which of the devices behind the one that a model is loaded on has what (see [`hob_compute::Compute::place`]); 0 is the
@@ -56,6 +56,8 @@ impl ModelInfo {
     /// Device that has a slot's weight under `placement`.
     pub fn device_of(&self, slot: &Slot, placement: &Placement) -> usize {
         match (slot.section, slot.kind) {
+            // A row of a huge table per token: not worth a GPU's memory.
+            (Section::Embedding, WeightKind::Table) if slot.group == Group::Inputs => 0,
             (Section::Embedding, _) => placement.embed,
             (Section::Head, _) => placement.head,
             (Section::Layer(layer), WeightKind::Experts { .. }) => placement.experts(layer),
@@ -72,7 +74,9 @@ impl ModelInfo {
         let states = self.scratch.iter().filter(|s| s.rows == Rows::Sequences);
         let states = states.filter(|s| s.layer.map_or(0, |l| placement.layer(l)) == device);
         let layers = self.config.layers.iter().enumerate().filter(|(i, _)| placement.layer(*i) == device);
-        let kv = layers.map(|(i, l)| self.position_bytes(i, &layout.kv) * l.visible(position) as u64);
+        let kv = layers.map(|(i, l)| {
+            self.position_bytes(self.config.kv_layer(i), &layout.kv) * l.visible(position) as u64
+        });
         weights.sum::<u64>() + kv.sum::<u64>() + states.map(|s| 2 * 4 * s.width as u64).sum::<u64>()
     }
 
@@ -87,30 +91,38 @@ impl ModelInfo {
             WeightKind::Table | WeightKind::Vector => 0,
         });
         let layers = self.config.layers.iter().enumerate().filter(|(i, _)| placement.layer(*i) == device);
-        let attention = layers.map(|(_, l)| (l.heads * l.head_dim * l.visible(position)) as u64);
-        products.sum::<u64>() + 2 * attention.sum::<u64>()
+        let mixing = layers.map(|(_, l)| l.mixing_macs(self.config.dim, position));
+        products.sum::<u64>() + mixing.sum::<u64>()
     }
 
     /// Where the rows of a step change the device, in the order of the step.
     pub fn crossings(&self, placement: &Placement) -> Vec<Crossing> {
-        let mut found = Vec::new();
-        let mut at = placement.embed;
-        let mut go = |to: usize, buffers: usize, floats: usize| {
-            if at != to {
-                found.push(Crossing { from: at, to, buffers, floats });
-                at = to;
-            }
-        };
-        let dim = self.config.dim;
-        for (i, layer) in self.config.layers.iter().enumerate() {
-            go(placement.layer(i), 1, dim);
-            if let Some(experts) = &layer.experts {
-                // The normed rows, what was routed, and the residual stream that the experts add to.
-                go(placement.experts(i), 3, 2 * dim + 2 * experts.routing.top_k);
-            }
+        let (dim, layers) = (self.config.dim, &self.config.layers);
+        let inputs = self.config.layer_input.map_or(0, |width| width * layers.len());
+        let mut way = Way { found: Vec::new(), at: placement.embed, inputs, informed: vec![placement.embed] };
+        if inputs > 0 && placement.embed != 0 {
+            way.add(0, placement.embed, 1, inputs);
         }
-        go(placement.head, 1, dim);
-        found
+        for (i, layer) in layers.iter().enumerate() {
+            let (here, kv) = (placement.layer(i), placement.layer(self.config.kv_layer(i)));
+            way.go(here, 1, dim);
+            if kv != here {
+                let heads = layer.heads * layer.head_dim;
+                way.add(here, kv, 1, heads);
+                way.add(kv, here, 1, heads);
+            }
+            if let Some(experts) = &layer.experts {
+                // The normed rows, what was routed, and the residual stream, if the experts add to it.
+                let (stream, routed) = (usize::from(!experts.aside), 2 * experts.routing.top_k);
+                way.go(placement.experts(i), 2 + stream, (1 + stream) * dim + routed);
+                if experts.aside || experts.shared.is_some() {
+                    way.go(here, 1, dim);
+                }
+            }
+            way.inform(here);
+        }
+        way.go(placement.head, 1, dim);
+        way.found
     }
 
     /// Bytes of K and V of the largest pool that one layer gets under `layout`: what a device must bind in one piece.
@@ -152,6 +164,38 @@ impl ModelInfo {
         let states = self.scratch.iter().filter(|s| s.rows == Rows::Sequences);
         let here = states.filter(|s| s.layer.map_or(0, |l| layout.placement.layer(l)) == device);
         here.map(|s| buffer_rows(s.rows, layout) as u64 * s.width as u64 * 4).sum()
+    }
+}
+
+/// A step on its way through the devices.
+struct Way {
+    found: Vec<Crossing>,
+    /// Where the residual stream is.
+    at: usize,
+    /// Floats of the inputs of all layers, and the devices that have them.
+    inputs: usize,
+    informed: Vec<usize>,
+}
+
+impl Way {
+    fn add(&mut self, from: usize, to: usize, buffers: usize, floats: usize) {
+        self.found.push(Crossing { from, to, buffers, floats });
+    }
+
+    fn go(&mut self, to: usize, buffers: usize, floats: usize) {
+        if self.at != to {
+            self.add(self.at, to, buffers, floats);
+            self.at = to;
+        }
+    }
+
+    /// Brings the inputs of layers to a device that has none yet.
+    fn inform(&mut self, to: usize) {
+        if self.inputs > 0 && !self.informed.contains(&to) {
+            let from = self.informed.iter().copied().min().unwrap_or(to);
+            self.add(from, to, 1, self.inputs);
+            self.informed.push(to);
+        }
     }
 }
 

@@ -32,6 +32,13 @@ pub(crate) fn frequencies(rope: &RopeConfig, divisors: &[f32]) -> Vec<f32> {
             let ramp = yarn_ramp(yarn, rope, i);
             theta / yarn.factor * ramp + theta * (1.0 - ramp)
         }
+        &RopeScaling::Proportional { pairs } => {
+            if i < pairs {
+                theta
+            } else {
+                0.0
+            }
+        }
         RopeScaling::Divisors | RopeScaling::Long { .. } => {
             theta / f64::from(divisors.get(i).copied().unwrap_or(1.0))
         }
@@ -86,6 +93,14 @@ mod tests {
         assert_eq!(divided[2], plain[2] / 4.0);
         assert!(divided[7] < 1e-30);
     }
+
+    #[test]
+    fn proportional_keeps_the_first_and_stops_the_rest() {
+        let plain = frequencies(&table(RopeScaling::None), &[]);
+        let part = frequencies(&table(RopeScaling::Proportional { pairs: 3 }), &[]);
+        assert_eq!((&part[..3], &part[3..]), (&plain[..3], &[0.0; 5][..]));
+    }
+
     #[test]
     fn linear_divides_all_alike() {
         let plain = frequencies(&table(RopeScaling::None), &[]);

@@ -222,19 +222,19 @@ impl Model {
         Ok(self.logit_rows.len())
     }
 
-    /// Lengthens a sequence by `rows` positions whose K and V are given instead of computed, the same in every layer:
-    /// a bench measures deep contexts so without prefilling them. Recurrent layers keep what they remembered; no other
-    /// sequence ever shares such positions. `kv` is K and V, `[>= rows, kv_heads * head_dim]`.
+    /// Lengthens a sequence by `rows` positions whose K and V are given instead of computed, the same in every layer of
+    /// one width: a bench measures deep contexts so without prefilling them. Recurrent layers keep what they remembered;
+    /// no other sequence ever shares such positions. `kv` holds K and V by `kv_heads * head_dim`, `[>= rows, width]`.
     ///
     /// # Errors
-    /// [`ModelError::UnknownSequence`], [`ModelError::ContextOverflow`], and what the device says, for example when the
-    /// layers are not of one shape. After an error the sequence may be longer by some of the rows.
+    /// [`ModelError::UnknownSequence`], [`ModelError::ContextOverflow`], [`ModelError::Layout`] for a layer of a width that
+    /// `kv` lacks, and what the device says. After an error the sequence may be longer by some of the rows.
     pub fn extend_synthetic(
         &mut self,
         dev: &mut dyn Compute,
         id: SeqId,
         rows: usize,
-        kv: (Buf, Buf),
+        kv: &[(usize, [Buf; 2])],
     ) -> Result<()> {
         let slot = self.sequences.slot(id)?;
         let start = self.sequences.at(slot).len;
@@ -242,7 +242,6 @@ impl Model {
         if needed > ctx_tokens {
             return Err(ModelError::ContextOverflow { needed, ctx_tokens });
         }
-        let (k, v) = kv;
         let sequence = self.sequences.at_mut(slot);
         sequence.genuine = sequence.genuine.min(start);
         // In chunks: windows have room for no more.
@@ -252,6 +251,10 @@ impl Model {
             for layer in 0..self.info.config.layers.len() {
                 let pages = self.sequences.pages(id, layer);
                 if !pages.is_empty() {
+                    let width = self.info.config.layers[layer].kv_width();
+                    let Some(&(_, [k, v])) = kv.iter().find(|(of, _)| *of == width) else {
+                        return Err(ModelError::layout(format!("K and V of width {width}"), "none"));
+                    };
                     dev.append_kv(&AppendKv { k, v, seqs: &[SeqRows { row, rows, position, pages }] })?;
                 }
             }
@@ -355,7 +358,7 @@ impl Model {
         // The vector of borrowed page tables is emptied and stored under the longest lifetime between uses, so that
         // its allocation survives; an empty vector borrows nothing.
         let mut seqs: Vec<SeqRows> = std::mem::take(&mut self.seq_rows);
-        if let Some(layer) = layer {
+        if let Some(layer) = layer.map(|layer| self.info.config.kv_layer(layer)) {
             seqs.extend(self.spans.iter().map(|s| SeqRows {
                 row: s.row,
                 rows: s.rows,

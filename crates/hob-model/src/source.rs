@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use hob_compute::{ByteSource, WeightKind};
-use hob_files::{FileKind, ModelFile, TensorInfo};
+use hob_files::{FileKind, ModelFile, OpaqueTensor, TensorInfo};
 use hob_quant::Format;
 
-use crate::{ModelError, Naming, Result, Slot, stacked};
+use crate::{ModelError, Naming, Result, Slot, Values, stacked};
 
 /// Tensors by name.
 pub trait TensorSource {
@@ -19,7 +19,11 @@ pub trait TensorSource {
     fn unreadable(&self, _name: &str) -> Option<&str> {
         None
     }
-    /// The bytes of one of [`TensorSource::tensors`].
+    /// A tensor of plain bytes (U8), with the extent that [`TensorSource::open`] reads; none is of any other format.
+    fn bytes_of(&self, _name: &str) -> Option<TensorInfo> {
+        None
+    }
+    /// The bytes of one of [`TensorSource::tensors`], or of [`TensorSource::bytes_of`].
     fn open(&self, tensor: &TensorInfo) -> Arc<dyn ByteSource>;
     /// Tells models apart: equal weights have equal ids. By default the tensor table and the first bytes of every tensor.
     fn model_id(&self) -> String {
@@ -57,6 +61,13 @@ impl TensorSource for FileTensors {
         self.0.opaque_tensors().iter().find(|t| t.name == name).map(|t| t.dtype)
     }
 
+    fn bytes_of(&self, name: &str) -> Option<TensorInfo> {
+        let found = self.0.opaque_tensors().iter().find(|t| t.name == name && t.dtype == "U8")?;
+        let (name, shape) = (found.name.clone(), found.shape.clone());
+        let &OpaqueTensor { shard, offset, bytes, .. } = found;
+        Some(TensorInfo { name, format: Format::I8, shape, shard, offset, bytes })
+    }
+
     fn open(&self, tensor: &TensorInfo) -> Arc<dyn ByteSource> {
         Arc::new(FileBytes { file: self.0.clone(), tensor: tensor.clone() })
     }
@@ -87,7 +98,7 @@ pub(crate) fn find<'a>(file: &'a ModelFile, name: &str) -> Option<&'a TensorInfo
     nested.and_then(|name| file.tensor(&name)).or_else(|| file.tensor(&format!("language_model.{name}")))
 }
 
-/// The bytes of a slot, and their format: the tensor's own, a range of its rows, or its values plus one as F32.
+/// The bytes of a slot, and their format: the tensor's own, a range of its rows, or F32 where its values are chosen or changed.
 ///
 /// # Errors
 /// [`ModelError::MissingTensor`]; [`ModelError::Tensor`] when a part of a vector does not begin and end with a block, or the values cannot be read.
@@ -100,12 +111,19 @@ pub(crate) fn open_slot(
     if let Some(stacked) = &slot.stacked {
         return Ok((format, stacked::open(slot, stacked, format, source)?));
     }
+    if slot.values == Values::Ones {
+        return Ok(as_f32(std::iter::repeat_n(1.0, slot.cols)));
+    }
     let Some(tensor) = source.tensor(&slot.name) else {
         let (name, arch) = (slot.name.clone(), arch.to_string());
         return Err(ModelError::MissingTensor { name, rows: slot.rows, cols: slot.cols, arch });
     };
     let fail = |problem: String| ModelError::Tensor { name: slot.name.clone(), problem };
     let mut bytes = source.open(tensor);
+    if let Values::Every(step) = slot.values {
+        let values = decoded(format, &*bytes, slot.shape.iter().product()).map_err(fail)?;
+        return Ok(as_f32(values.into_iter().skip(slot.first).step_by(step)));
+    }
     if !slot.is_whole() {
         let before = match slot.kind {
             WeightKind::Vector => format.row_bytes(slot.first),
@@ -120,15 +138,26 @@ pub(crate) fn open_slot(
         };
         bytes = Arc::new(Part { whole: bytes, start: start as u64, len: len as u64 });
     }
-    if !slot.add_one {
-        return Ok((format, bytes));
-    }
+    let changed: fn(f32) -> f32 = match slot.values {
+        Values::LessOne => |v| 1.0 + v,
+        Values::LogOfNegative => |v| -v.exp(),
+        Values::Plain | Values::Every(_) | Values::Ones => return Ok((format, bytes)),
+    };
+    let values = decoded(format, &*bytes, slot.cols).map_err(fail)?;
+    Ok(as_f32(values.into_iter().map(changed)))
+}
+
+/// The values of a vector.
+fn decoded(format: Format, bytes: &dyn ByteSource, count: usize) -> std::result::Result<Vec<f32>, String> {
     let mut packed = vec![0u8; bytes.len() as usize];
-    bytes.read_at(0, &mut packed).map_err(|e| fail(format!("reading its bytes failed: {e}")))?;
-    let mut values = vec![0f32; slot.cols];
-    hob_quant::decode_row(format, &packed, &mut values).map_err(|e| fail(e.to_string()))?;
-    let plus_one = values.iter().flat_map(|v| (1.0 + v).to_le_bytes()).collect();
-    Ok((Format::F32, Arc::new(Memory(plus_one))))
+    bytes.read_at(0, &mut packed).map_err(|e| format!("reading its bytes failed: {e}"))?;
+    let mut values = vec![0f32; count];
+    hob_quant::decode_row(format, &packed, &mut values).map_err(|e| e.to_string())?;
+    Ok(values)
+}
+
+fn as_f32(values: impl Iterator<Item = f32>) -> (Format, Arc<dyn ByteSource>) {
+    (Format::F32, Arc::new(Memory(values.flat_map(f32::to_le_bytes).collect())))
 }
 
 /// Consecutive bytes of a tensor.

@@ -1,17 +1,20 @@
-//! The experts of a layer in a file: stacked in one tensor, gate and up fused, or a tensor each.
+//! Rows of a slot that stand apart in a file: the experts of a layer, stacked in one tensor, gate and up fused, or a tensor
+//! each; rows of a matrix between those of others.
 //!
 //! A slot lists the forms it may have; the first that the source has is read, as one run of rows. It must not know what
 //! experts compute.
 
-use std::sync::Arc;
+mod sources;
+
+use std::sync::{Arc, Mutex};
 
 use hob_compute::ByteSource;
-use hob_files::TensorInfo;
 use hob_quant::Format;
 
 use crate::{ModelError, Naming, Result, Slot, TensorSource};
+use sources::{Blocks, Chain, Columns, Link};
 
-/// Consecutive rows of one tensor.
+/// Rows of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// Name of the tensor.
@@ -21,12 +24,25 @@ pub struct Part {
     /// First row; all dimensions but the last count as rows.
     pub first: usize,
     pub rows: usize,
+    pub stored: Stored,
 }
 
-/// What a slot of stacked experts adds to a slot.
+/// How the rows of a part lie in the file.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// One behind the other.
+    Rows,
+    /// MXFP4, every `step`-th row: codes in the tensor `NAME_blocks`, `[.., cols / 32, 16]`, scales in `NAME_scales`,
+    /// `[.., cols / 32]`; both of type U8. The part's shape is that of the weights.
+    Blocks { step: usize },
+    /// As every `step`-th column of expert `expert`, from column `first` on.
+    Columns { expert: usize, step: usize },
+}
+
+/// What rows that stand apart add to a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stacked {
-    /// Experts that one token reads.
+    /// Of experts: how many of them one token reads.
     pub used: usize,
     /// Each form covers the slot's rows, in order.
     pub forms: Vec<Vec<Part>>,
@@ -43,6 +59,9 @@ pub(crate) struct ExpertNames {
     pub hf_stacked: &'static str,
     /// Gate and up as one in a GGUF; for the two of them only.
     pub gguf_fused: Option<&'static str>,
+    /// Whether `hf_stacked` is as gpt-oss has it: MXFP4 in two tensors, or rows and columns swapped; gate and up take
+    /// turns. There are no tensors of one expert then.
+    pub hf_turns: bool,
 }
 
 /// Which of the fused matrices of every expert a slot is.
@@ -60,12 +79,11 @@ pub(crate) fn forms(
     half: Half,
     [count, rows, cols]: [usize; 3],
 ) -> Vec<Vec<Part>> {
-    let whole =
-        |name: String| vec![Part { name, shape: vec![count, rows, cols], first: 0, rows: count * rows }];
+    let whole = |name: String| vec![Part::rows(name, vec![count, rows, cols], 0, count * rows)];
     let halves = |name: String| -> Vec<Part> {
         let shape = vec![count, half.of * rows, cols];
         let first = |e: usize| (e * half.of + half.index) * rows;
-        (0..count).map(|e| Part { name: name.clone(), shape: shape.clone(), first: first(e), rows }).collect()
+        (0..count).map(|e| Part::rows(name.clone(), shape.clone(), first(e), rows)).collect()
     };
     match naming {
         Naming::Gguf => {
@@ -76,17 +94,53 @@ pub(crate) fn forms(
         Naming::HuggingFace => {
             let name =
                 |e: usize| format!("model.layers.{i}.{}.weight", names.hf_each.replace("{}", &e.to_string()));
-            let one = |e| Part { name: name(e), shape: vec![rows, cols], first: 0, rows };
+            let one = |e| Part::rows(name(e), vec![rows, cols], 0, rows);
             let stacked = format!("model.layers.{i}.{}", names.hf_stacked);
+            if names.hf_turns {
+                return turns(&stacked, half, [count, rows, cols]);
+            }
             let stacked = if half.of == 1 { whole(stacked) } else { halves(stacked) };
             vec![(0..count).map(one).collect(), stacked]
         }
     }
 }
 
+impl Part {
+    pub(crate) fn rows(name: String, shape: Vec<usize>, first: usize, rows: usize) -> Part {
+        Part { name, shape, first, rows, stored: Stored::Rows }
+    }
+
+    /// The two tensors of [`Stored::Blocks`], with their shapes.
+    fn blocks(&self) -> [(String, Vec<usize>); 2] {
+        let (cols, outer) = self.shape.split_last().map_or((0, &[][..]), |(cols, outer)| (cols / 32, outer));
+        let scales = [outer, &[cols]].concat();
+        let codes = [&scales[..], &[16]].concat();
+        [(format!("{}_blocks", self.name), codes), (format!("{}_scales", self.name), scales)]
+    }
+}
+
+/// The forms of gpt-oss, of which `half` takes every other row or column.
+fn turns(name: &str, half: Half, [count, rows, cols]: [usize; 3]) -> Vec<Vec<Part>> {
+    let (step, all) = (half.of, half.of * rows);
+    let part = |shape: [usize; 3], first, stored| Part {
+        name: name.to_string(),
+        shape: shape.to_vec(),
+        first,
+        rows,
+        stored,
+    };
+    let blocks = |e: usize| part([count, all, cols], e * all + half.index, Stored::Blocks { step });
+    let columns = |e| part([count, cols, all], half.index, Stored::Columns { expert: e, step });
+    vec![(0..count).map(blocks).collect(), (0..count).map(columns).collect()]
+}
+
 /// The form that `source` has: the first whose first tensor is there; failing that, the first of all.
 pub(crate) fn form<'s>(stacked: &'s Stacked, source: &dyn TensorSource) -> &'s [Part] {
-    let there = |form: &&Vec<Part>| form.first().is_some_and(|p| source.tensor(&p.name).is_some());
+    let has = |part: &Part| match part.stored {
+        Stored::Blocks { .. } => source.bytes_of(&part.blocks()[0].0).is_some(),
+        Stored::Rows | Stored::Columns { .. } => source.tensor(&part.name).is_some(),
+    };
+    let there = |form: &&Vec<Part>| form.first().is_some_and(has);
     stacked.forms.iter().find(there).or(stacked.forms.first()).map_or(&[], Vec::as_slice)
 }
 
@@ -101,16 +155,33 @@ pub(crate) fn check(
 ) -> Result<Format> {
     let mut first = None;
     for part in form {
-        let found = one(part)?;
+        let found = match part.stored {
+            Stored::Blocks { .. } => check_blocks(part, source)?,
+            Stored::Rows | Stored::Columns { .. } => one(part)?,
+        };
         let expected: Format = *first.get_or_insert(found);
         if found != expected {
-            let (name, expected) = (part.name.clone(), format!("{expected}, as the experts before it"));
+            let (name, expected) = (part.name.clone(), format!("{expected}, as the rows before it"));
             return Err(ModelError::TensorFormat { name, expected, found: found.to_string() });
         }
     }
-    let nothing =
-        || ModelError::layout("experts in at least one form", format!("none ({:?})", source.naming()));
+    let nothing = || ModelError::layout("rows in at least one form", format!("none ({:?})", source.naming()));
     first.ok_or_else(nothing)
+}
+
+/// Both tensors of an MXFP4 part must be there, of their shapes.
+fn check_blocks(part: &Part, source: &dyn TensorSource) -> Result<Format> {
+    for (name, shape) in part.blocks() {
+        let Some(found) = source.bytes_of(&name) else {
+            let (rows, cols) = (part.rows, part.shape.last().copied().unwrap_or(0));
+            return Err(ModelError::MissingTensor { name, rows, cols, arch: "mixture".into() });
+        };
+        if found.shape != shape {
+            let (expected, found) = (format!("{shape:?}"), format!("{:?}", found.shape));
+            return Err(ModelError::TensorShape { name, expected, found });
+        }
+    }
+    Ok(Format::MXFP4)
 }
 
 /// The slot's rows as one run of bytes.
@@ -127,21 +198,36 @@ pub(crate) fn open(
         let problem = format!("{} columns do not make whole blocks of {format}", slot.cols);
         return Err(ModelError::Tensor { name: slot.name.clone(), problem });
     };
-    let mut links = Vec::new();
+    let mut links: Vec<Link> = Vec::new();
     let mut end = 0;
-    let mut last: Option<(&TensorInfo, Arc<dyn ByteSource>)> = None;
+    let mut last: Option<(&str, Arc<dyn ByteSource>)> = None;
     for part in form(stacked, source) {
-        let Some(tensor) = source.tensor(&part.name) else {
-            let (name, arch) = (part.name.clone(), "mixture".to_string());
-            return Err(ModelError::MissingTensor { name, rows: part.rows, cols: slot.cols, arch });
+        let missing = |name: &str| {
+            let (name, arch) = (name.to_string(), "this architecture".to_string());
+            ModelError::MissingTensor { name, rows: part.rows, cols: slot.cols, arch }
         };
-        let bytes = match &last {
-            Some((of, bytes)) if of.name == tensor.name => bytes.clone(),
-            _ => source.open(tensor),
-        };
-        last = Some((tensor, bytes.clone()));
         end += part.rows as u64 * row;
-        links.push(Link { bytes, start: part.first as u64 * row, end });
+        if let Stored::Blocks { step } = part.stored {
+            let [codes, scales] = part.blocks().map(|(name, _)| {
+                source.bytes_of(&name).map(|t| source.open(&t)).ok_or_else(|| missing(&name))
+            });
+            let (codes, scales, blocks) = (codes?, scales?, slot.cols / 32);
+            let bytes = Blocks { codes, scales, first: part.first, step, rows: part.rows, blocks };
+            links.push(Link { bytes: Arc::new(bytes), start: 0, end });
+            continue;
+        }
+        let bytes = match &last {
+            Some((name, bytes)) if *name == part.name => bytes.clone(),
+            _ => source.open(source.tensor(&part.name).ok_or_else(|| missing(&part.name))?),
+        };
+        last = Some((&part.name, bytes.clone()));
+        links.push(match part.stored {
+            Stored::Columns { expert, step } => {
+                let bytes = columns(part, (expert, step), slot.cols, (format, bytes));
+                Link { bytes: Arc::new(bytes), start: 0, end }
+            }
+            _ => Link { bytes, start: part.first as u64 * row, end },
+        });
     }
     Ok(match links.as_slice() {
         [Link { bytes, start: 0, end }] if bytes.len() == *end => bytes.clone(),
@@ -149,76 +235,22 @@ pub(crate) fn open(
     })
 }
 
-/// A run of bytes somewhere.
-struct Link {
-    bytes: Arc<dyn ByteSource>,
-    /// Where the run starts in `bytes`.
-    start: u64,
-    /// Where it ends in the chain.
-    end: u64,
-}
-
-/// Runs of bytes, one after the other.
-struct Chain(Vec<Link>);
-
-impl ByteSource for Chain {
-    fn len(&self) -> u64 {
-        self.0.last().map_or(0, |l| l.end)
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let mut at = offset;
-        let mut rest = buf;
-        let first = self.0.partition_point(|l| l.end <= offset);
-        let mut begin = if first == 0 { 0 } else { self.0[first - 1].end };
-        for link in &self.0[first..] {
-            if rest.is_empty() {
-                return Ok(());
-            }
-            let take = usize::try_from(link.end - at).unwrap_or(usize::MAX).min(rest.len());
-            let (here, later) = rest.split_at_mut(take);
-            link.bytes.read_at(link.start + (at - begin), here)?;
-            (at, begin, rest) = (at + take as u64, link.end, later);
-        }
-        if rest.is_empty() { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
-    }
+fn columns(
+    part: &Part,
+    (expert, step): (usize, usize),
+    cols: usize,
+    (format, bytes): (Format, Arc<dyn ByteSource>),
+) -> Columns {
+    // Such tensors are floats: see `ModelInfo`.
+    let (value, width) = (format.block_bytes(), step * part.rows);
+    let start = (expert * cols * width * value) as u64;
+    let (first, rows) = (part.first, part.rows);
+    Columns { bytes, start, value, width, first, step, rows, cols, turned: Mutex::new(None) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Bytes(Vec<u8>);
-
-    impl ByteSource for Bytes {
-        fn len(&self) -> u64 {
-            self.0.len() as u64
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-            let at = offset as usize;
-            buf.copy_from_slice(self.0.get(at..at + buf.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?);
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_chain_reads_across_its_links() {
-        let bytes: Arc<dyn ByteSource> = Arc::new(Bytes((0..100).collect()));
-        let link = |start, end| Link { bytes: bytes.clone(), start, end };
-        // 10..13, 50..50 (nothing), 0..4, 90..95
-        let chain = Chain(vec![link(10, 3), link(50, 3), link(0, 7), link(90, 12)]);
-        let all = [10, 11, 12, 0, 1, 2, 3, 90, 91, 92, 93, 94];
-        assert_eq!(chain.len(), 12);
-        for from in 0..=12 {
-            for to in from..=12 {
-                let mut out = vec![0; to - from];
-                chain.read_at(from as u64, &mut out).expect("inside");
-                assert_eq!(out, all[from..to]);
-            }
-        }
-        assert!(chain.read_at(5, &mut [0; 8]).is_err());
-        assert!(chain.read_at(13, &mut [0; 1]).is_err());
-    }
 
     #[test]
     fn halves_of_a_fused_tensor_alternate() {
@@ -227,6 +259,7 @@ mod tests {
             hf_each: "mlp.experts.{}.up_proj",
             hf_stacked: "mlp.experts.gate_up_proj",
             gguf_fused: Some("ffn_gate_up_exps"),
+            hf_turns: false,
         };
         let forms = forms(Naming::HuggingFace, 3, names, Half { index: 1, of: 2 }, [2, 5, 7]);
         assert_eq!(forms[0][1].name, "model.layers.3.mlp.experts.1.up_proj.weight");

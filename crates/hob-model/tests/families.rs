@@ -5,7 +5,7 @@ mod common;
 use common::*;
 
 /// Dense fixtures; mixtures and recurrences have a test of their own.
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 13] = [
     "qwen3",
     "qwen3_yarn",
     "gemma2",
@@ -17,6 +17,8 @@ const FAMILIES: [&str; 11] = [
     "olmo3",
     "granite",
     "glm4",
+    "gemma4_dense",
+    "gemma4_e",
 ];
 
 #[test]

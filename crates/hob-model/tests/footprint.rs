@@ -76,11 +76,14 @@ fn given_kv_rows_lengthen_a_sequence_like_computed_ones() {
     let id = bench.model.new_sequence().expect("a free sequence");
     let (k, v) = (bench.dev.alloc(300, 32).expect("k"), bench.dev.alloc(300, 32).expect("v"));
     bench.dev.upload(v, 0, &[0.5; 300 * 32]).expect("v");
-    bench.model.extend_synthetic(bench.dev.as_mut(), id, 300, (k, v)).expect("room for 300");
+    bench.model.extend_synthetic(bench.dev.as_mut(), id, 300, &[(32, [k, v])]).expect("room for 300");
     assert_eq!(bench.model.seq_len(id).expect("it lives"), 300);
     bench.feed(id, &[1, 2, 3], 3);
-    let error =
-        bench.model.extend_synthetic(bench.dev.as_mut(), id, 298, (k, v)).expect_err("no room").to_string();
+    let error = bench
+        .model
+        .extend_synthetic(bench.dev.as_mut(), id, 298, &[(32, [k, v])])
+        .expect_err("no room")
+        .to_string();
     assert!(error.contains("601") && error.contains("600"), "{error}");
     assert_eq!(bench.model.seq_len(id).expect("it lives"), 303);
 }

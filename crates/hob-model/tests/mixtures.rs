@@ -19,7 +19,7 @@ use hob_model::{
 use hob_quant::Format;
 use hob_testkit::temp::TempDir;
 
-const ALL: [&str; 3] = ["qwen3_moe", "lfm2", "lfm2_moe"];
+const ALL: [&str; 7] = ["qwen3_moe", "lfm2", "lfm2_moe", "mixtral", "glm4_moe", "gpt_oss", "gemma4_moe"];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -38,7 +38,8 @@ fn quantised(name: &str, format: Format) -> Tiny {
     source.metadata().copy_to(&mut writer);
     for tensor in source.tensors() {
         let bytes = source.mapped(tensor);
-        let (small, cols) = (["_inp", "_norm", "conv.conv"], *tensor.shape.last().expect("a dimension"));
+        let (small, cols) =
+            (["_inp", "_norm", "conv.conv", ".bias"], *tensor.shape.last().expect("a dimension"));
         if tensor.shape.len() < 2 || small.iter().any(|s| tensor.name.contains(s)) {
             writer.tensor(&tensor.name, tensor.format, &tensor.shape).expect("a tensor");
             data.push(bytes.to_vec());
@@ -189,7 +190,7 @@ fn the_estimate_is_what_the_device_holds() {
             }
             assert_eq!(bill.lines.iter().map(|l| l.bytes).sum::<u64>(), bill.total);
             assert_eq!(bill.total, bill.weights + bill.kv + bill.state + bill.scratch);
-            assert_eq!(bill.lines.iter().any(|l| l.name.contains("experts")), name.contains("moe"));
+            assert_eq!(bill.lines.iter().any(|l| l.name.contains("experts")), !name.starts_with("lfm2 "));
             assert_eq!(bill.lines.iter().any(|l| l.name.contains("recurrent")), name.contains("lfm2"));
             model.unload(&mut dev).expect("unloaded");
             assert_eq!(dev.held_bytes(), Default::default());
@@ -391,7 +392,7 @@ fn shapes_of_mixtures_for_synthesis() {
     assert!(lfm2.layers[3].experts.is_some() && lfm2.layers[0].experts.is_none());
     let refused =
         |arch, experts| Config::dense(arch, &shape(experts)).expect_err("no such shape").to_string();
-    assert!(refused("llama", experts).contains("no mixtures"));
+    assert!(refused("qwen3", experts).contains("no mixtures"));
     let too_many = Some(ExpertShape { count: 8, top_k: 9, ff: 32 });
     assert!(refused("qwen3moe", too_many).contains("9 of 8"));
 }
@@ -452,6 +453,34 @@ fn lfm2_widths_and_kinds_are_read_in_every_dialect() {
     assert!(tied.expect("a config").tied, "as the published code assumes");
 }
 
+/// The fixture's last block as if it were one that predicts further tokens.
+#[test]
+fn blocks_that_draft_are_left_out() {
+    let tiny = opened(&golden("glm4_moe").join("model.f32.gguf"), TempDir::new("mixture"));
+    let with = |blocks: u32| {
+        let change = |writer: &mut Writer| {
+            writer.set("glm4moe.nextn_predict_layers", blocks);
+        };
+        ModelInfo::read(&rewritten(&tiny, change, |_| true))
+    };
+    let info = with(1).expect("a model");
+    assert_eq!((info.config.layers.len(), info.config.drafting), (3, 1));
+    assert_eq!(info.unexpected, [""; 0]);
+    assert!(info.slots().all(|(slot, _)| !slot.name.starts_with("blk.3.")));
+    let error = with(4).expect_err("no layer left").to_string();
+    assert!(error.contains("glm4moe.nextn_predict_layers"), "{error}");
+    // A config.json does not count them: here the last block's tensors are one too many.
+    let fewer = |drafting: u32| {
+        let changed = changed("glm4_moe", |json| {
+            json["num_hidden_layers"] = 3.into();
+            json["num_nextn_predict_layers"] = drafting.into();
+        });
+        ModelInfo::read(&changed.file).expect("a model").unexpected
+    };
+    assert_eq!(fewer(1), [""; 0]);
+    assert!(fewer(0).iter().any(|name| name.starts_with("model.layers.3.")));
+}
+
 #[test]
 fn keys_of_mixtures_that_cannot_be_computed_are_named() {
     let refused = |name: &str, key: &str, value: serde_json::Value| {
@@ -462,6 +491,10 @@ fn keys_of_mixtures_that_cannot_be_computed_are_named() {
     refused("qwen3_moe", "mlp_only_layers", "all".into());
     refused("qwen3_moe", "shared_expert_intermediate_size", 32.into());
     refused("qwen3_moe", "moe_intermediate_size", serde_json::Value::Null);
+    refused("glm4_moe", "first_k_dense_replace", serde_json::Value::Null);
+    refused("glm4_moe", "n_shared_experts", (1u64 << 40).into());
+    refused("glm4_moe", "use_qk_norm", "some".into());
+    refused("mixtral", "num_experts_per_tok", serde_json::Value::Null);
     refused("lfm2", "layer_types", serde_json::json!(["conv"]));
     refused("lfm2", "layer_types", serde_json::json!(["conv", "conv", "mamba", "conv", "conv", "conv"]));
     refused("lfm2", "conv_bias", true.into());

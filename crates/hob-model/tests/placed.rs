@@ -15,16 +15,22 @@ use hob_quant::{Format, KvFormat};
 use hob_testkit::temp::TempDir;
 use hob_testkit::tiny::TinySpec;
 
-const ALL: [&str; 17] = [
+const ALL: [&str; 23] = [
     "gemma2",
     "gemma3",
+    "gemma4_dense",
+    "gemma4_e",
+    "gemma4_moe",
     "glm4",
+    "glm4_moe",
+    "gpt_oss",
     "granite",
     "lfm2",
     "lfm2_moe",
     "llama3",
     "llama_tied",
     "mistral",
+    "mixtral",
     "olmo2",
     "olmo3",
     "phi3",

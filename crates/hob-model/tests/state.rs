@@ -295,7 +295,7 @@ fn what_was_not_computed_is_never_shared() {
     // Made-up rows stay with their sequence.
     let (k, v) = (bench.dev.alloc(300, 64).expect("k"), bench.dev.alloc(300, 64).expect("v"));
     bench.model.truncate(id, 200).expect("KV goes back");
-    bench.model.extend_synthetic(bench.dev.as_mut(), id, 300, (k, v)).expect("room");
+    bench.model.extend_synthetic(bench.dev.as_mut(), id, 300, &[(64, [k, v])]).expect("room");
     let claimed = tokens(51, 500, tiny.vocab);
     let claimed: Vec<u32> = prompt[..200].iter().chain(&claimed).copied().collect();
     bench.seal(id, &claimed);

@@ -1,19 +1,23 @@
-//! The checks of `route`, `experts` and `short_conv`.
+//! The checks of `route` and `experts`.
 
 use super::{Shape, need, need_rows, need_width};
-use crate::{ComputeError, Experts, Result, Route, Routing, ShortConv, WeightKind, WeightSpec};
+use crate::{ComputeError, Experts, Result, Route, Routing, WeightKind, WeightSpec};
 
 /// Largest number of experts: their ids stay exact in f32 and their tables small.
 pub const MAX_EXPERTS: usize = 1 << 16;
 
+/// `vectors` are the lengths of the bias and the scales, as far as there are any.
+///
 /// # Errors
 /// Rows that do not match, or a rule that the experts cannot satisfy.
-pub fn route(args: &Route, logits: Shape, bias: Option<usize>, out: Shape) -> Result<()> {
+pub fn route(args: &Route, logits: Shape, vectors: [Option<usize>; 2], out: Shape) -> Result<()> {
     need_rows("route", "logits", args.rows, logits)?;
     need_rows("route", "an output", args.rows, out)?;
     need_width("route", "an output", args.rule.top_k.saturating_mul(2), out)?;
-    if let Some(bias) = bias {
-        need_width("route", "a bias", logits.width, Shape { rows: 1, width: bias })?;
+    for (what, width) in ["a bias", "a scale per expert"].into_iter().zip(vectors) {
+        if let Some(width) = width {
+            need_width("route", what, logits.width, Shape { rows: 1, width })?;
+        }
     }
     need(args.logits != args.out, "route", || "an output other than the logits".into(), || "both".into())?;
     rule(&args.rule, logits.width)
@@ -78,6 +82,21 @@ pub fn expert_weights([gate, up, down]: [&WeightSpec; 3]) -> Result<ExpertShapes
     Ok(ExpertShapes { count, gate, up, down })
 }
 
+/// `biases` are the lengths of the vectors for gate, up and down.
+///
+/// # Errors
+/// A vector that is not a value for every output of every expert.
+pub fn expert_biases(weights: &ExpertShapes, biases: [usize; 3]) -> Result<()> {
+    let ExpertShapes { count, gate, up, down } = *weights;
+    for (what, (shape, width)) in
+        ["gate", "up", "down"].into_iter().zip([gate, up, down].into_iter().zip(biases))
+    {
+        let what = format!("a bias of {what}");
+        need_width("experts", &what, count * shape.rows, Shape { rows: 1, width })?;
+    }
+    Ok(())
+}
+
 /// Shapes of the buffers of an `experts`.
 #[derive(Copy, Clone, Debug)]
 pub struct ExpertBufs {
@@ -131,43 +150,4 @@ pub fn expert_id(id: f32, count: usize) -> Result<usize> {
         || id.to_string(),
     )?;
     Ok(at)
-}
-
-/// Gives the number of taps. `taps` is the length of the weight vector.
-///
-/// # Errors
-/// Widths that do not meet, rows outside the batch or out of order, a slot that the state does not have.
-pub fn short_conv(args: &ShortConv, bcu: Shape, taps: usize, state: Shape, out: Shape) -> Result<usize> {
-    const VERB: &str = "short_conv";
-    let dim = out.width;
-    let count = taps / dim;
-    need(
-        taps.is_multiple_of(dim) && count >= 2,
-        VERB,
-        || format!("at least 2 taps for each of {dim} channels"),
-        || format!("{taps} in total"),
-    )?;
-    need_width(VERB, "an input", dim.saturating_mul(3), bcu)?;
-    need_width(VERB, "a state", taps - dim, state)?;
-    let all = [args.bcu, args.state, args.out];
-    let twice = (1..all.len()).any(|i| all[..i].contains(&all[i]));
-    need(!twice, VERB, || "three different buffers".into(), || "one buffer in two roles".into())?;
-    let (rows, mut next) = (bcu.rows.min(out.rows), 0usize);
-    for seq in args.seqs {
-        let end = seq.row.saturating_add(seq.rows);
-        need(
-            seq.row >= next && end <= rows,
-            VERB,
-            || format!("sequences in ascending rows without overlap, between {next} and {rows}"),
-            || format!("rows {}..{end}", seq.row),
-        )?;
-        next = end;
-        need(
-            seq.slot < state.rows,
-            VERB,
-            || format!("a slot below {}", state.rows),
-            || seq.slot.to_string(),
-        )?;
-    }
-    Ok(count)
 }

@@ -1,9 +1,9 @@
-//! Routing, experts and short convolution, row by row: the order of every operation is fixed here.
+//! Routing and experts, row by row: the order of every operation is fixed here.
 
-use super::{Reference, Tensor, activate, rows};
+use super::{Reference, Tensor, rows};
 use crate::check::mixture::{self as check, ExpertBufs};
 use crate::math;
-use crate::{Experts, Gating, GroupScore, Result, Route, Routing, ShortConv, SlotRows, WeightKind};
+use crate::{Experts, Gating, GroupScore, Result, Route, Routing, Weight, WeightKind};
 
 /// Working memory of [`route_row`], reused between rows.
 #[derive(Clone, Debug, Default)]
@@ -14,12 +14,21 @@ pub struct RouteScratch {
     groups: Vec<f32>,
 }
 
+/// The vectors of a router, `[experts]` each.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct RouteVectors<'a> {
+    /// Added for the selection.
+    pub bias: Option<&'a [f32]>,
+    /// What weights are multiplied by in the end.
+    pub scales: Option<&'a [f32]>,
+}
+
 /// Routes one row of logits into `out`, `top_k` ids and `top_k` weights. `exps` replaces every value by its
 /// [`math::exp`]; vector forms are free to do that in lanes.
 pub fn route_row(
     rule: &Routing,
     logits: &[f32],
-    bias: Option<&[f32]>,
+    vectors: RouteVectors,
     exps: impl Fn(&mut [f32]),
     scratch: &mut RouteScratch,
     out: &mut [f32],
@@ -30,7 +39,7 @@ pub fn route_row(
     probabilities(rule.gating, p, logits, exps);
     rank.clear();
     rank.extend(logits.iter().zip(p.iter()).enumerate().map(|(i, (&z, &p))| {
-        let rank = bias.map_or(p, |b| p + b[i]);
+        let rank = vectors.bias.map_or(p, |b| p + b[i]);
         if z.is_nan() || rank.is_nan() { f32::NEG_INFINITY } else { rank }
     }));
     keep_groups(rule, rank, groups);
@@ -56,6 +65,9 @@ pub fn route_row(
         divide(weights, eps);
     }
     weights.iter_mut().for_each(|w| *w *= rule.scale);
+    if let Some(scales) = vectors.scales {
+        weights.iter_mut().zip(ids.iter()).for_each(|(w, &id)| *w *= scales[id as usize]);
+    }
 }
 
 /// Divides by `sum + eps`, the sum in ascending order.
@@ -123,40 +135,20 @@ fn best(rank: &[f32]) -> usize {
     best
 }
 
-/// Where a tap finds its value of v; nowhere, which counts as zero, when both are `None`.
-#[derive(Copy, Clone, Debug)]
-pub struct History {
-    /// Batch row of the value, if it is of this batch.
-    pub row: Option<usize>,
-    /// Row of v in the slot's state, if it is there.
-    pub column: Option<usize>,
-}
-
-/// Where tap `j` of `taps` finds v for row `i` of a sequence: in the batch, in the state, or nowhere (before 0).
-pub fn history(seq: &SlotRows, i: usize, j: usize, taps: usize) -> History {
-    let behind = taps - 1 - j;
-    if behind <= i {
-        return History { row: Some(seq.row + i - behind), column: None };
-    }
-    if behind > seq.position + i {
-        return History { row: None, column: None };
-    }
-    // Row c of the state lies `taps - 1 - c` positions before the sequence's first row.
-    History { row: None, column: Some(i + j) }
-}
-
 impl Reference {
     pub(super) fn run_route(&mut self, args: &Route) -> Result<()> {
-        let bias = args.bias.map(|b| self.weight("route", b, WeightKind::Vector)).transpose()?;
+        let vector =
+            |w: Option<Weight>| w.map(|w| self.weight("route", w, WeightKind::Vector)?.row(0)).transpose();
+        let (bias, scales) = (vector(args.bias)?, vector(args.scales)?);
         let (logits, out) = (self.shape("route", args.logits)?, self.shape("route", args.out)?);
-        check::route(args, logits, bias.map(|b| b.spec.cols), out)?;
-        let bias = bias.map(|b| b.row(0)).transpose()?;
+        check::route(args, logits, [&bias, &scales].map(|v| v.as_ref().map(Vec::len)), out)?;
+        let vectors = RouteVectors { bias: bias.as_deref(), scales: scales.as_deref() };
         let mut scratch = RouteScratch::default();
         for r in 0..args.rows {
             let logits = self.buffers.get("route", args.logits)?.row(r).to_vec();
             let out = self.buffers.get_mut("route", args.out)?.row_mut(r);
             let exps = |x: &mut [f32]| x.iter_mut().for_each(|x| *x = math::exp(*x));
-            route_row(&args.rule, &logits, bias.as_deref(), exps, &mut scratch, out);
+            route_row(&args.rule, &logits, vectors, exps, &mut scratch, out);
         }
         Ok(())
     }
@@ -169,6 +161,13 @@ impl Reference {
         let [x, routes, hidden, out] =
             [args.x, args.routes, args.hidden, args.out].map(|b| self.shape(VERB, b));
         check::experts(args, &shapes, &ExpertBufs { x: x?, routes: routes?, hidden: hidden?, out: out? })?;
+        let mut biases = [None, None, None];
+        if let Some(given) = args.biases {
+            for (bias, weight) in biases.iter_mut().zip(given) {
+                *bias = Some(self.weight(VERB, weight, WeightKind::Vector)?.row(0)?);
+            }
+            check::expert_biases(&shapes, biases.each_ref().map(|b| b.as_ref().map_or(0, Vec::len)))?;
+        }
         let mut sums: Vec<Vec<f32>> = Vec::with_capacity(args.rows);
         for r in 0..args.rows {
             let (x, route) =
@@ -182,55 +181,24 @@ impl Reference {
             let out = self.buffers.get(VERB, args.out)?.row(r);
             let mut sum = if args.add { out.to_vec() } else { vec![0f32; out.len()] };
             for (e, w) in terms {
-                let product = |weight: &Tensor, x: &[f32], rows: usize| -> Result<Vec<f32>> {
-                    Ok(weight.products(e * rows..(e + 1) * rows, &[x], self.info.exact)?.remove(0))
+                let product = |weight: &Tensor, x: &[f32], which: usize| -> Result<Vec<f32>> {
+                    let rows = [shapes.gate, shapes.up, shapes.down][which].rows;
+                    let all = e * rows..(e + 1) * rows;
+                    let mut y = weight.products(all.clone(), &[x], self.info.exact)?.remove(0);
+                    if let Some(bias) = &biases[which] {
+                        y.iter_mut().zip(&bias[all]).for_each(|(y, b)| *y += b);
+                    }
+                    Ok(y)
                 };
-                let (g, u) = (product(gate, x, shapes.gate.rows)?, product(up, x, shapes.up.rows)?);
-                let h: Vec<f32> = g.iter().zip(u).map(|(&g, u)| activate(args.activation, g) * u).collect();
-                let y = product(down, &h, shapes.down.rows)?;
+                let (g, u) = (product(gate, x, 0)?, product(up, x, 1)?);
+                let h: Vec<f32> = g.iter().zip(u).map(|(&g, u)| args.activation.gated(g, u)).collect();
+                let y = product(down, &h, 2)?;
                 sum.iter_mut().zip(y).for_each(|(o, y)| *o += w * y);
             }
             sums.push(sum);
         }
         let out = self.buffers.get_mut(VERB, args.out)?;
         sums.iter().enumerate().for_each(|(r, sum)| out.row_mut(r).copy_from_slice(sum));
-        Ok(())
-    }
-
-    pub(super) fn run_short_conv(&mut self, args: &ShortConv) -> Result<()> {
-        const VERB: &str = "short_conv";
-        let taps = self.weight(VERB, args.taps, WeightKind::Vector)?;
-        let (bcu, state) = (self.shape(VERB, args.bcu)?, self.shape(VERB, args.state)?);
-        let out = self.shape(VERB, args.out)?;
-        let count = check::short_conv(args, bcu, taps.spec.cols, state, out)?;
-        let (taps, dim) = (taps.row(0)?, out.width);
-        for seq in args.seqs {
-            let bcu = self.buffers.get(VERB, args.bcu)?;
-            let v = |row: usize, c: usize| bcu.row(row)[c] * bcu.row(row)[2 * dim + c];
-            let old = self.buffers.get(VERB, args.state)?.row(seq.slot);
-            let at = |i: usize, j: usize, c: usize| match history(seq, i, j, count) {
-                History { row: Some(row), .. } => v(row, c),
-                History { column: Some(column), .. } => old[column * dim + c],
-                _ => 0.0,
-            };
-            let mut rows = vec![vec![0f32; dim]; seq.rows];
-            for (i, out) in rows.iter_mut().enumerate() {
-                for (c, out) in out.iter_mut().enumerate() {
-                    let taps = &taps[c * count..(c + 1) * count];
-                    let first = taps[0] * at(i, 0, c);
-                    let sum = (1..count).fold(first, |sum, j| taps[j].mul_add(at(i, j, c), sum));
-                    *out = bcu.row(seq.row + i)[dim + c] * sum;
-                }
-            }
-            // What tap j of the next row would find, the newest tap aside.
-            let state: Vec<f32> = (0..count - 1)
-                .flat_map(|j| (0..dim).map(move |c| (j, c)))
-                .map(|(j, c)| at(seq.rows, j, c))
-                .collect();
-            let out = self.buffers.get_mut(VERB, args.out)?;
-            rows.iter().enumerate().for_each(|(i, row)| out.row_mut(seq.row + i).copy_from_slice(row));
-            self.buffers.get_mut(VERB, args.state)?.row_mut(seq.slot).copy_from_slice(&state);
-        }
         Ok(())
     }
 }

@@ -1,21 +1,19 @@
-//! Borrowing what `route`, `experts` and `short_conv` need, and loading stacked experts as one matrix each.
+//! Borrowing what `route` and `experts` need, and loading stacked experts as one matrix each.
 
 use std::sync::Arc;
 
 use hob_compute::check::mixture as check;
-use hob_compute::{
-    ByteSource, ComputeError, Experts, Result, Route, ShortConv, Weight, WeightKind, WeightSpec,
-};
+use hob_compute::reference::mixture::RouteVectors;
+use hob_compute::{ByteSource, ComputeError, Experts, Result, Route, Weight, WeightKind, WeightSpec};
 
 use super::{Cpu, Loaded, Tensor};
 use crate::linear::{LoadCtx, Matrix, experts};
-use crate::verb::{route, short_conv};
+use crate::verb::route;
 
 /// What the verbs of this file keep between calls.
 #[derive(Default)]
 pub(super) struct Scratch {
     experts: experts::Scratch,
-    taps: Vec<f32>,
 }
 
 /// The bytes of one expert.
@@ -58,12 +56,14 @@ fn matrices(tensor: &Tensor) -> Result<&[Matrix]> {
 }
 
 pub(super) fn route(cpu: &mut Cpu, args: &Route) -> Result<()> {
-    let bias = args.bias.map(|b| cpu.weights.get("route", b)?.vector("route")).transpose()?;
+    let vector = |w: Option<Weight>| w.map(|w| cpu.weights.get("route", w)?.vector("route")).transpose();
+    let vectors = RouteVectors { bias: vector(args.bias)?, scales: vector(args.scales)? };
     let (logits, out) = (cpu.shape("route", args.logits)?, cpu.shape("route", args.out)?);
-    check::route(args, logits, bias.map(<[f32]>::len), out)?;
+    let lengths = [vectors.bias, vectors.scales].map(|v| v.map(<[f32]>::len));
+    check::route(args, logits, lengths, out)?;
     let [from, to] = cpu.buffers.get_disjoint_mut("route", [args.logits, args.out])?;
     let logits = (from.rows(args.rows), logits.width);
-    route::route(&cpu.pool, cpu.isa, &args.rule, logits, bias, to.rows_mut(args.rows));
+    route::route(&cpu.pool, cpu.isa, &args.rule, logits, vectors, to.rows_mut(args.rows));
     cpu.touch("route", args.out)
 }
 
@@ -79,6 +79,15 @@ pub(super) fn experts(cpu: &mut Cpu, args: &Experts) -> Result<()> {
         out: cpu.shape(VERB, args.out)?,
     };
     check::experts(args, &shapes, &bufs)?;
+    let biases = match args.biases {
+        Some(given) => {
+            let [a, b, c] = given.map(|w| weight(w)?.vector(VERB));
+            let biases = [a?, b?, c?];
+            check::expert_biases(&shapes, biases.map(<[f32]>::len))?;
+            biases.map(Some)
+        }
+        None => [None; 3],
+    };
     let handles = [args.x, args.routes, args.hidden, args.out];
     let [x, routes, hidden, out] = cpu.buffers.get_disjoint_mut(VERB, handles)?;
     let job = experts::Job {
@@ -89,6 +98,7 @@ pub(super) fn experts(cpu: &mut Cpu, args: &Experts) -> Result<()> {
         gate: matrices(gate)?,
         up: matrices(up)?,
         down: matrices(down)?,
+        biases,
         activation: args.activation,
         add: args.add,
         hidden: hidden.rows_mut(args.rows * args.top_k),
@@ -96,24 +106,5 @@ pub(super) fn experts(cpu: &mut Cpu, args: &Experts) -> Result<()> {
     };
     experts::run(&cpu.pool, cpu.isa, job, &mut cpu.mixture.experts)?;
     cpu.touch(VERB, args.hidden)?;
-    cpu.touch(VERB, args.out)
-}
-
-pub(super) fn short_conv(cpu: &mut Cpu, args: &ShortConv) -> Result<()> {
-    const VERB: &str = "short_conv";
-    let taps = cpu.weights.get(VERB, args.taps)?.vector(VERB)?;
-    let (bcu, state) = (cpu.shape(VERB, args.bcu)?, cpu.shape(VERB, args.state)?);
-    let count = check::short_conv(args, bcu, taps.len(), state, cpu.shape(VERB, args.out)?)?;
-    let [bcu, state, out] = cpu.buffers.get_disjoint_mut(VERB, [args.bcu, args.state, args.out])?;
-    let job = short_conv::Job {
-        bcu: &bcu.data,
-        taps,
-        count,
-        state: &mut state.data,
-        seqs: args.seqs,
-        out: &mut out.data,
-    };
-    short_conv::short_conv(&cpu.pool, cpu.isa, job, &mut cpu.mixture.taps);
-    cpu.touch(VERB, args.state)?;
     cpu.touch(VERB, args.out)
 }

@@ -1,6 +1,6 @@
 //! What happens to the products of a unit of rows before they are stored.
 
-use hob_compute::{Activation, math};
+use hob_compute::Activation;
 
 use crate::isa::Isa;
 
@@ -71,10 +71,7 @@ pub(super) unsafe fn gated(
         let _ = isa;
         for (i, o) in out.iter_mut().enumerate() {
             let (g, u) = (plus(g[i], biases[0], i), plus(u[i], biases[1], i));
-            *o = u * match activation {
-                Activation::Silu => math::silu(g),
-                Activation::GeluTanh => math::gelu_tanh(g),
-            };
+            *o = activation.gated(g, u);
         }
     }
 }

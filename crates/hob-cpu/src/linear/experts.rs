@@ -32,6 +32,8 @@ pub struct Job<'a> {
     pub up: &'a [Matrix],
     /// `[dim, ff]` of each expert.
     pub down: &'a [Matrix],
+    /// Of gate and up, `[experts, ff]`, and of down, `[experts, dim]`.
+    pub biases: [Option<&'a [f32]>; 3],
     pub activation: Activation,
     /// `[rows * top_k, ff]`
     pub hidden: &'a mut [f32],
@@ -127,6 +129,8 @@ struct Pass<'a> {
     stretch: usize,
     /// Floats of one `y`, enough for any expert.
     room: usize,
+    /// Of gate, up and down.
+    biases: [Option<&'a [f32]>; 3],
 }
 
 /// Runs a job on all threads of the pool.
@@ -139,14 +143,14 @@ pub fn run(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<(),
     if job.rows == 0 {
         return Ok(());
     }
-    let Job { x, rows, gate, up, down, activation, hidden, out, add, .. } = job;
+    let Job { x, rows, gate, up, down, biases, activation, hidden, out, add, .. } = job;
     let (dim, ff) = (gate[0].cols(), gate[0].rows());
     let int8 = |m: &Matrix| m.kind() != Kind::Float;
     if int8(&gate[0]) || int8(&up[0]) {
         pack_input(pool, isa, (x, rows, dim), sorted, (&mut *ones, &mut *tiles));
     }
     let stretch = stretch(sorted, ff * sorted.active.len(), pool.threads(), ff);
-    let pass = Pass::new(isa, sorted, stretch, rows);
+    let pass = Pass::new(isa, sorted, stretch, (rows, biases));
     let input = Input {
         x,
         dim,
@@ -163,7 +167,7 @@ pub fn run(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<(),
         out.fill(0.0);
     }
     let stretch = self::stretch(sorted, down[0].rows(), pool.threads(), down[0].rows());
-    Pass::new(isa, sorted, stretch, rows).down(pool, (hidden, packed), down, out);
+    Pass::new(isa, sorted, stretch, (rows, biases)).down(pool, (hidden, packed), down, out);
     Ok(())
 }
 
@@ -271,10 +275,22 @@ fn units(pool: &Pool, alone: bool, count: usize, work: &(dyn Fn(usize, usize) + 
 }
 
 impl<'a> Pass<'a> {
-    fn new(isa: Isa, sorted: &'a Sorted, stretch: usize, rows: usize) -> Self {
+    fn new(
+        isa: Isa,
+        sorted: &'a Sorted,
+        stretch: usize,
+        (rows, biases): (usize, [Option<&'a [f32]>; 3]),
+    ) -> Self {
         // For any number of rows up to the batch's, so that the same batch size never needs more.
         let room = (1..=rows).map(|n| n * tile_height(isa, n, stretch)).max().unwrap_or(0);
-        Pass { isa, sorted, stretch, room }
+        Pass { isa, sorted, stretch, room, biases }
+    }
+
+    /// Adds the bias of outputs `first..first + height` of all experts' matrix `which` to every row of `y`.
+    fn add_bias(&self, which: usize, (first, height): (usize, usize), y: &mut [f32], stride: usize) {
+        let Some(bias) = self.biases[which] else { return };
+        let bias = &bias[first..first + height];
+        y.chunks_mut(stride).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
     }
 
     /// Calls `work(unit, own)`: long streams in static shares when rows are few, unit by unit when experts differ.
@@ -331,6 +347,8 @@ impl<'a> Pass<'a> {
                 tile(self.isa, Rowed { matrix: gate, row, height, next }, acts, a, stride);
                 let next = gate.group_at(row + height);
                 tile(self.isa, Rowed { matrix: up, row, height, next }, acts, b, stride);
+                self.add_bias(0, (e * ff + row, height), &mut a[..n * stride], stride);
+                self.add_bias(1, (e * ff + row, height), &mut b[..n * stride], stride);
                 let blocks = [&*a, &*b].map(|y| Block { y, rows: n, height, stride });
                 // SAFETY: pointer arithmetic inside `hidden`, whose rows are the pairs.
                 let out = unsafe { hidden.get().add(first * ff) };
@@ -367,6 +385,7 @@ impl<'a> Pass<'a> {
                     let height = stride.min(end - row);
                     let next = if row + height < end { matrix.group_at(row + height) } else { beyond };
                     tile(self.isa, Rowed { matrix, row, height, next }, acts, &mut own.y, stride);
+                    self.add_bias(2, (e as usize * dim + row, height), &mut own.y[..n * stride], stride);
                     for (y, &(r, w)) in own.y.chunks(stride).zip(pairs) {
                         // SAFETY: row r has `dim` floats; units own disjoint columns.
                         let out = unsafe {

@@ -1,12 +1,15 @@
 //! Every kernel that works on raw slices, between inaccessible pages: one byte too far ends the test.
 
 use hob_compute::reference::{attention::Scoring, rows};
-use hob_compute::{PAGE_POSITIONS, Page, PageSpec, Picked, Pool as PageHandle, RopePairs, SeqRows};
+use hob_compute::{
+    DeltaShape, KeyHeads, PAGE_POSITIONS, Page, PageSpec, Picked, Pool as PageHandle, RopePairs, SeqRows,
+    SlotRows,
+};
 use hob_quant::KvFormat;
 use hob_testkit::guard::{Edge, GuardedBuf};
 use hob_testkit::rng::Rng;
 
-use super::{attend, kv, map, norm, pick, rope};
+use super::{attend, delta, kv, map, norm, pick, rope};
 use crate::Isa;
 use crate::pool::Pool;
 
@@ -251,4 +254,43 @@ fn attention_stays_inside_queries_pages_and_outputs() {
         }
     }
     assert_eq!(PAGE_POSITIONS, 256, "the positions above are chosen for pages of 256");
+}
+
+#[test]
+fn delta_rules_stay_inside() {
+    let mut rng = Rng::new(9);
+    let pool = Pool::new(1, false);
+    for isa in classes() {
+        for edge in EDGES {
+            for (key_dim, value_dim) in [(16, 16), (32, 48)] {
+                let sharing = KeyHeads::Grouped;
+                let shape = DeltaShape { key_heads: 1, value_heads: 2, key_dim, value_dim, sharing };
+                // Row by row, and in chunks whose last tile is not full.
+                for (rows, position) in [(1, 5), (15, 0), (70, 3)] {
+                    let mut normal = |n| random(&mut rng, n, edge);
+                    let (qkv, z) = (normal(rows * shape.channels()), normal(rows * shape.width()));
+                    let (beta, decay) = (normal(rows * 2), normal(rows * 2));
+                    let (bias, norm) = (normal(2), normal(value_dim));
+                    let (mut state, mut out) = (normal(shape.state()), normal(rows * shape.width()));
+                    let rate = GuardedBuf::from_f32(&[-0.1, -2.0], edge);
+                    let job = delta::Job {
+                        shape,
+                        qkv: qkv.as_f32(),
+                        z: z.as_f32(),
+                        beta: beta.as_f32(),
+                        decay: decay.as_f32(),
+                        rate: rate.as_f32(),
+                        bias: bias.as_f32(),
+                        norm: norm.as_f32(),
+                        eps: 1e-6,
+                        state: state.as_mut_f32(),
+                        seqs: &[SlotRows { row: 0, rows, position, slot: 0 }],
+                        out: out.as_mut_f32(),
+                    };
+                    delta::delta_net(&pool, isa, job);
+                    assert!(out.as_f32().iter().chain(state.as_f32()).all(|x| x.is_finite()));
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Elementwise verbs. One operation per element, so every form gives the same bits; memory is the limit.
 
-use hob_compute::math;
+use hob_compute::{Activation, math};
 
 use super::{Parts, each_rows};
 use crate::isa::Isa;
@@ -52,6 +52,38 @@ pub fn softcap(pool: &Pool, isa: Isa, a: Option<&[f32]>, cap: f32, out: &mut [f3
         }
         let _ = isa;
         softcap_portable(out, cap);
+    });
+}
+
+/// The operands of [`gate`]: `b` has rows of `wide` floats, of which `first..first + width` count.
+#[derive(Copy, Clone)]
+pub struct Gates<'a> {
+    /// `None` is `out` itself.
+    pub a: Option<&'a [f32]>,
+    pub b: &'a [f32],
+    pub wide: usize,
+    pub first: usize,
+    pub width: usize,
+    pub activation: Activation,
+}
+
+/// `out = activation(a) * b`, `[rows, width]`.
+pub fn gate(pool: &Pool, gates: Gates, out: &mut [f32]) {
+    let Gates { a, b, wide, first, width, activation } = gates;
+    let rows = out.len() / width;
+    let parts = Parts::new(out);
+    // An activation costs as much as a dozen other operations.
+    each_rows(pool, rows, 12 * width, &|range| {
+        for r in range {
+            let at = r * width..(r + 1) * width;
+            // SAFETY: ranges of rows are disjoint.
+            let out = unsafe { parts.part(at.clone()) };
+            if let Some(a) = a {
+                out.copy_from_slice(&a[at]);
+            }
+            let b = &b[r * wide + first..][..width];
+            out.iter_mut().zip(b).for_each(|(o, &u)| *o = activation.gated(*o, u));
+        }
     });
 }
 

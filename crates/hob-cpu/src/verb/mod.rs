@@ -4,6 +4,7 @@
 //! same operations lane by lane.
 
 pub mod attend;
+pub mod delta;
 pub mod embed;
 #[cfg(all(test, unix))]
 mod guarded;
@@ -16,6 +17,7 @@ pub mod pick;
 pub mod rope;
 pub mod route;
 pub mod short_conv;
+pub mod sigmoid;
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 
 use hob_compute::Routing;
-use hob_compute::reference::mixture::{RouteScratch, route_row};
+use hob_compute::reference::mixture::{RouteScratch, RouteVectors, route_row};
 
-use super::{Parts, each_rows};
+use super::{Parts, each_rows, sigmoid};
 use crate::isa::Isa;
 use crate::pool::Pool;
 
@@ -19,7 +19,7 @@ pub fn route(
     isa: Isa,
     rule: &Routing,
     (logits, width): (&[f32], usize),
-    bias: Option<&[f32]>,
+    vectors: RouteVectors,
     out: &mut [f32],
 ) {
     let per = 2 * rule.top_k;
@@ -30,33 +30,15 @@ pub fn route(
             for r in range {
                 // SAFETY: ranges of rows are disjoint.
                 let out = unsafe { out.part(r * per..(r + 1) * per) };
-                route_row(rule, &logits[r * width..(r + 1) * width], bias, |x| exps(isa, x), scratch, out);
+                route_row(
+                    rule,
+                    &logits[r * width..(r + 1) * width],
+                    vectors,
+                    |x| sigmoid::exps(isa, x),
+                    scratch,
+                    out,
+                );
             }
         });
     });
-}
-
-/// Replaces every value by its exp.
-fn exps(isa: Isa, x: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx2 {
-        let (whole, rest) = x.as_chunks_mut::<8>();
-        // SAFETY: the ISA class was detected; every chunk is 8 floats.
-        unsafe { avx2(whole) };
-        return rest.iter_mut().for_each(|x| *x = hob_compute::math::exp(*x));
-    }
-    let _ = isa;
-    x.iter_mut().for_each(|x| *x = hob_compute::math::exp(*x));
-}
-
-/// # Safety
-/// Needs AVX2 and FMA.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2(chunks: &mut [[f32; 8]]) {
-    use std::arch::x86_64::{_mm256_loadu_ps, _mm256_storeu_ps};
-    for x in chunks {
-        // SAFETY: 8 floats are read and written; AVX2 by this function's contract.
-        unsafe { _mm256_storeu_ps(x.as_mut_ptr(), super::lanes::exp8(_mm256_loadu_ps(x.as_ptr()))) };
-    }
 }

@@ -1,17 +1,18 @@
-//! The gated short convolution: channels are independent, so threads take stripes of them through all rows.
+//! Short convolutions: channels are independent, so threads take stripes of them through all rows.
 
-use hob_compute::SlotRows;
-use hob_compute::reference::mixture::{History, history};
+use hob_compute::reference::recurrent::{History, history};
+use hob_compute::{ConvForm, SlotRows};
 
-use super::{ALONE, Parts, each_unit};
+use super::{ALONE, Parts, each_unit, sigmoid};
 use crate::isa::Isa;
 use crate::pool::Pool;
 
 /// One `short_conv`. Lengths were checked by the caller.
 pub struct Job<'a> {
-    /// `[rows, 3 * dim]`
-    pub bcu: &'a [f32],
-    /// `[dim, count]`
+    pub form: ConvForm,
+    /// `[rows, 3 * dim]` where gated, else `[rows, dim]`
+    pub x: &'a [f32],
+    /// `[count, dim]`
     pub taps: &'a [f32],
     pub count: usize,
     /// `[slots, (count - 1) * dim]`
@@ -23,7 +24,8 @@ pub struct Job<'a> {
 
 /// The job as stripes see it.
 struct Shared<'a> {
-    bcu: &'a [f32],
+    form: ConvForm,
+    x: &'a [f32],
     /// `[count, dim]`
     taps: &'a [f32],
     count: usize,
@@ -33,14 +35,18 @@ struct Shared<'a> {
     out: Parts<'a, f32>,
 }
 
-/// Runs a job; `turned` is working memory for the taps.
-pub fn short_conv(pool: &Pool, isa: Isa, job: Job, turned: &mut Vec<f32>) {
-    let Job { bcu, taps, count, state, seqs, out } = job;
+/// Taps of a channel side by side as [`Job::taps`] has them.
+pub fn turned(taps: &[f32], count: usize) -> Vec<f32> {
     let dim = taps.len() / count;
-    turned.clear();
-    turned.extend((0..count).flat_map(|j| (0..dim).map(move |c| taps[c * count + j])));
+    (0..count).flat_map(|j| (0..dim).map(move |c| taps[c * count + j])).collect()
+}
+
+/// Runs a job.
+pub fn short_conv(pool: &Pool, isa: Isa, job: Job) {
+    let Job { form, x, taps, count, state, seqs, out } = job;
+    let dim = taps.len() / count;
     let (state, out) = (Parts::new(state), Parts::new(out));
-    let shared = Shared { bcu, taps: turned, count, dim, seqs, state, out };
+    let shared = Shared { form, x, taps, count, dim, seqs, state, out };
     let rows: usize = seqs.iter().map(|s| s.rows).sum();
     if rows * dim < ALONE {
         return stripe(isa, &shared, 0, dim);
@@ -56,10 +62,9 @@ fn stripe(isa: Isa, job: &Shared, start: usize, width: usize) {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {
         // SAFETY: the ISA class was detected.
-        return unsafe { stripe_avx2(job, start, width) };
+        return unsafe { stripe_avx2(isa, job, start, width) };
     }
-    let _ = isa;
-    stripe_portable(job, start, width);
+    stripe_portable(isa, job, start, width);
 }
 
 /// The portable loops, compiled for wider registers.
@@ -68,15 +73,28 @@ fn stripe(isa: Isa, job: &Shared, start: usize, width: usize) {
 /// Needs AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn stripe_avx2(job: &Shared, start: usize, width: usize) {
-    stripe_portable(job, start, width);
+unsafe fn stripe_avx2(isa: Isa, job: &Shared, start: usize, width: usize) {
+    stripe_portable(isa, job, start, width);
 }
 
 /// `width` channels from `start`, of every row of every sequence.
 #[inline(always)]
-fn stripe_portable(job: &Shared, start: usize, width: usize) {
-    let &Shared { bcu, taps, count, dim, seqs, state, out } = job;
-    let part = |row: usize, which: usize| &bcu[(row * 3 + which) * dim + start..][..width];
+fn stripe_portable(isa: Isa, job: &Shared, start: usize, width: usize) {
+    match job.form {
+        ConvForm::Gated => stripe_of::<true>(isa, job, start, width),
+        ConvForm::Silu => stripe_of::<false>(isa, job, start, width),
+    }
+}
+
+#[inline(always)]
+fn stripe_of<const GATED: bool>(isa: Isa, job: &Shared, start: usize, width: usize) {
+    let &Shared { x, taps, count, dim, seqs, state, out, .. } = job;
+    let parts = if GATED { 3 } else { 1 };
+    let part = |row: usize, which: usize| &x[(row * parts + which) * dim + start..][..width];
+    let values = |row: usize| {
+        let (b, u) = (part(row, 0), part(row, parts - 1));
+        b.iter().zip(u).map(|(b, u)| if GATED { b * u } else { *b })
+    };
     for seq in seqs {
         let column = |c: usize| {
             let at = (seq.slot * (count - 1) + c) * dim + start;
@@ -89,9 +107,7 @@ fn stripe_portable(job: &Shared, start: usize, width: usize) {
             for j in 0..count {
                 let w = &taps[j * dim + start..][..width];
                 match history(seq, i, j, count) {
-                    History { row: Some(row), .. } => {
-                        tap(j, w, out, part(row, 0).iter().zip(part(row, 2)).map(|(b, u)| b * u));
-                    }
+                    History { row: Some(row), .. } => tap(j, w, out, values(row)),
                     History { column: Some(c), .. } => {
                         // SAFETY: stripes are disjoint columns of the state, and nothing else of it is borrowed.
                         let v = unsafe { state.part(column(c)) };
@@ -100,7 +116,10 @@ fn stripe_portable(job: &Shared, start: usize, width: usize) {
                     _ => tap(j, w, out, std::iter::repeat_n(0.0, width)),
                 }
             }
-            out.iter_mut().zip(part(row, 1)).for_each(|(o, c)| *o *= c);
+            match GATED {
+                true => out.iter_mut().zip(part(row, 1)).for_each(|(o, c)| *o *= c),
+                false => sigmoid::silus(isa, out),
+            }
         }
         // What tap j of the next row will find. Columns move to lower indices, so ascending order is safe.
         for j in 0..count - 1 {
@@ -108,9 +127,7 @@ fn stripe_portable(job: &Shared, start: usize, width: usize) {
                 History { row: Some(row), .. } => {
                     // SAFETY: as above.
                     let to = unsafe { state.part(column(j)) };
-                    to.iter_mut()
-                        .zip(part(row, 0).iter().zip(part(row, 2)))
-                        .for_each(|(v, (b, u))| *v = b * u);
+                    to.iter_mut().zip(values(row)).for_each(|(to, v)| *to = v);
                 }
                 History { column: Some(c), .. } if c != j => {
                     // SAFETY: as above, and two different columns.

@@ -44,8 +44,21 @@ pub fn weight(
     let spec = WeightSpec { name: format!("w{seed}"), kind, format, rows, cols };
     let values = Rng::new(seed).normal_vec(rows * cols, 0.5);
     let mut bytes = vec![0u8; spec.file_bytes().unwrap() as usize];
-    hob_quant::encode_row(format, &values, &mut bytes).unwrap();
+    match format.can_encode() {
+        true => hob_quant::encode_row(format, &values, &mut bytes).unwrap(),
+        false => random_blocks(format, seed, &mut bytes),
+    }
     dev.load(&spec, Arc::new(Bytes { bytes, mapped: seed.is_multiple_of(2) })).unwrap()
+}
+
+/// Any codes under scales of 2^-7 to 2^-1.
+fn random_blocks(format: Format, seed: u64, bytes: &mut [u8]) {
+    assert_eq!(format, Format::MXFP4, "no other format without an encoder is used here");
+    let mut rng = Rng::new(seed);
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        block.iter_mut().for_each(|b| *b = rng.below(256) as u8);
+        block[0] = 120 + rng.below(7) as u8;
+    }
 }
 
 /// A buffer of `rows * width` floats with these contents.

@@ -149,6 +149,10 @@ impl Compute for Faulty {
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
         self.inner()?.short_conv(args)
     }
+
+    fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
+        self.inner()?.delta_net(args)
+    }
     fn submit(&mut self) -> Result<Ticket> {
         let ticket = self.inner()?.submit()?;
         self.note(Deed::Submit(ticket));

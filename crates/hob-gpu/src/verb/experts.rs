@@ -5,7 +5,7 @@ mod few;
 pub(crate) mod many;
 
 use hob_compute::check::mixture::{self as check, ExpertBufs, ExpertShapes};
-use hob_compute::{Activation, Experts, Result};
+use hob_compute::{Activation, Experts, Result, WeightKind};
 use hob_quant::Format;
 
 use crate::Gpu;
@@ -33,6 +33,8 @@ struct Mixture<'a> {
     /// Of gate, up and down.
     formats: [Format; 3],
     routes: BufferId,
+    /// Of gate, up and down.
+    biases: Option<[BufferId; 3]>,
     out: BufferId,
     /// What gate and up multiply, and what down does.
     x: Input,
@@ -74,6 +76,7 @@ impl Gpu {
         let [x, routes, hidden, out] =
             [args.x, args.routes, args.hidden, args.out].map(|b| self.shape(VERB, b));
         check::experts(args, &shapes, &ExpertBufs { x: x?, routes: routes?, hidden: hidden?, out: out? })?;
+        let biases = self.expert_biases(args, &shapes)?;
         let int8 = |f| !self.info.exact && !format::is_float(f);
         let [int8_gate, int8_up, int8_down] = formats.map(int8);
         let mut x = Input::default();
@@ -97,12 +100,20 @@ impl Gpu {
         act.written();
         let out = act.rows;
         let routes = self.acts.get(VERB, args.routes)?.rows;
-        let mixture = Mixture { args, shapes, formats, routes, out, x, hidden };
+        let mixture = Mixture { args, shapes, formats, routes, biases, out, x, hidden };
         let grouped = int8_gate && int8_up && int8_down && shapes.count <= many::MOST_EXPERTS;
         match args.rows > FEW_ROWS && grouped {
             true => self.run_many_experts(&mixture),
             false => self.run_few_experts(&mixture),
         }
+    }
+
+    fn expert_biases(&self, args: &Experts, shapes: &ExpertShapes) -> Result<Option<[BufferId; 3]>> {
+        let Some(given) = args.biases else { return Ok(None) };
+        let [a, b, c] = given.map(|w| self.weight(VERB, w, WeightKind::Vector));
+        let loaded = [a?, b?, c?];
+        check::expert_biases(shapes, loaded.map(|w| w.spec.cols))?;
+        Ok(Some(loaded.map(|w| w.parts[0].buffer)))
     }
 
     fn expert_parts(&self, weight: hob_compute::Weight, rows: usize) -> Result<Vec<Part>> {
@@ -126,12 +137,27 @@ impl Gpu {
     }
 }
 
-/// Bits of a kernel's key for an activation.
-fn activation_key(activation: Activation) -> u32 {
+/// What a kernel's key says of an activation.
+pub(super) fn activation_key(activation: Activation) -> [u32; 3] {
     match activation {
-        Activation::Silu => 0,
-        Activation::GeluTanh => 1,
+        Activation::Silu => [0; 3],
+        Activation::GeluTanh => [1, 0, 0],
+        Activation::ClampedSwiglu { alpha, limit } => [2, alpha.to_bits(), limit.to_bits()],
     }
+}
+
+/// The piece `activate`, with `gated(gate, up)`.
+pub(super) fn activate(activation: Activation) -> String {
+    let (alpha, limit) = match activation {
+        Activation::ClampedSwiglu { alpha, limit } => (alpha, limit),
+        Activation::Silu | Activation::GeluTanh => (1.0, f32::MAX),
+    };
+    Template::new()
+        .flag("CLAMPED", matches!(activation, Activation::ClampedSwiglu { .. }))
+        .flag("GELU", activation == Activation::GeluTanh)
+        .value("ALPHA", format!("{alpha:e}"))
+        .value("LIMIT", format!("{limit:e}"))
+        .render(include_str!("../wgsl/activate.wgsl"))
 }
 
 /// The pieces `unpack`, `product_S` and `activate` for some weights, each with its name and whether it multiplies int8.
@@ -141,8 +167,7 @@ fn products(weights: &[(Format, &str, bool)], activation: Activation) -> Templat
         .piece("unpack", format::unpack(&formats))
         .flag("INT8", weights.iter().any(|w| w.2))
         .flag("ROWS", weights.iter().any(|w| !w.2))
-        .flag("GELU", activation == Activation::GeluTanh)
-        .piece("activate", include_str!("../wgsl/activate.wgsl"));
+        .piece("activate", activate(activation));
     for &(_, name, int8) in weights {
         let product = Template::new().flag("INT8", int8).value("S", name);
         template = template

@@ -6,7 +6,7 @@ pub(crate) mod many;
 #[cfg(test)]
 mod tests;
 
-use hob_compute::{Combine, Linear, Result, WeightKind, check};
+use hob_compute::{Activation, Combine, ComputeError, Linear, Result, WeightKind, check};
 
 use crate::Gpu;
 use crate::act::FEW_ROWS;
@@ -38,6 +38,10 @@ impl Gpu {
     fn check_linear(&self, args: &Linear) -> Result<()> {
         let x = self.shape(VERB, args.x)?;
         check::linear(args, x)?;
+        if let Combine::Gated(gate @ Activation::ClampedSwiglu { .. }) = args.combine {
+            let expected = "a gate of SiLU or GELU on a GPU (experts have others)";
+            return Err(ComputeError::shape(VERB, expected, format!("{gate:?}")));
+        }
         let written = args.written().count();
         for (i, product) in args.products.iter().enumerate() {
             let weight = self.weight(VERB, product.weight, WeightKind::Matrix)?.shape();

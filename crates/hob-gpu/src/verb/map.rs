@@ -1,8 +1,9 @@
 //! Elementwise work on whole rows.
 
-use hob_compute::check::Shape;
-use hob_compute::{Buf, ComputeError, Map, Result};
+use hob_compute::check::{self, Shape};
+use hob_compute::{Activation, Buf, ComputeError, Map, Result};
 
+use super::experts::{activate, activation_key};
 use crate::Gpu;
 use crate::stream::{Access, Call, KernelKey, Source};
 use crate::template::Template;
@@ -25,6 +26,10 @@ impl Gpu {
             Map::Add { a, b, out, rows } => self.map_rows(Step::Add, [a, b, out], rows, 0.0),
             Map::Scale { a, factor, out, rows } => self.map_rows(Step::Scale, [a, a, out], rows, factor),
             Map::Softcap { a, cap, out, rows } => self.map_rows(Step::Softcap, [a, a, out], rows, cap),
+            Map::SigmoidGate { a, gate, out, add, rows } => self.sigmoid_gate([a, gate, out], add, rows),
+            Map::Gate { a, b, first, activation, out, rows } => {
+                self.gate_rows([a, b, out], first, activation, rows)
+            }
             Map::CopyRow { a, from, out, to } => self.copy_row((a, from), (out, to)),
         }
     }
@@ -63,6 +68,70 @@ impl Gpu {
             bindings: &bindings,
             immediates: &[count as u32, value.to_bits()],
             groups,
+            verb: VERB,
+            bytes: 12 * count as u64,
+        })
+    }
+
+    /// `out (+)= a * sigmoid(gate)`
+    fn sigmoid_gate(&mut self, [a, gate, out]: [Buf; 3], add: bool, rows: usize) -> Result<()> {
+        let of = |buf| Ok((buf, self.shape(VERB, buf)?));
+        let shapes = [of(a)?, of(gate)?, of(out)?];
+        check::sigmoid_gate(rows, shapes, add)?;
+        let (width, wide, in_place) = (shapes[2].1.width, shapes[1].1.width, a == out);
+        let key = KernelKey { name: "sigmoid gate", params: [add.into(), in_place.into(), 0, 0, 0, 0, 0, 0] };
+        let kernel = self.stream.kernel(key, || Source {
+            wgsl: Template::new()
+                .flag("ADD", add)
+                .flag("IN_PLACE", in_place)
+                .render(include_str!("../wgsl/sigmoid_gate.wgsl")),
+            bindings: [Access::Write, Access::Read, Access::Read][..if in_place { 2 } else { 3 }].to_vec(),
+        })?;
+        let mut bindings = vec![self.acts.get(VERB, out)?.rows, self.acts.get(VERB, gate)?.rows];
+        if !in_place {
+            bindings.push(self.acts.get(VERB, a)?.rows);
+        }
+        self.acts.get_mut(VERB, out)?.written();
+        let count = rows * width;
+        self.stream.dispatch(&Call {
+            kernel,
+            bindings: &bindings,
+            immediates: &[count as u32, width as u32, wide as u32],
+            groups: [(count.div_ceil(LANES) as u32).min(65_535), 1, 1],
+            verb: VERB,
+            bytes: 12 * count as u64,
+        })
+    }
+
+    fn gate_rows(
+        &mut self,
+        [a, b, out]: [Buf; 3],
+        first: usize,
+        activation: Activation,
+        rows: usize,
+    ) -> Result<()> {
+        let [x, y, to] = [self.shape(VERB, a)?, self.shape(VERB, b)?, self.shape(VERB, out)?];
+        check::gate(rows, [x, y, to], first)?;
+        let (apart, [kind, alpha, limit]) = (a != out, activation_key(activation));
+        let key = KernelKey { name: "gate", params: [kind, alpha, limit, apart.into(), 0, 0, 0, 0] };
+        let kernel = self.stream.kernel(key, || Source {
+            wgsl: Template::new()
+                .flag("APART", apart)
+                .piece("activate", activate(activation))
+                .render(include_str!("../wgsl/gate.wgsl")),
+            bindings: [Access::Write, Access::Read, Access::Read][..2 + usize::from(apart)].to_vec(),
+        })?;
+        let mut bindings = vec![self.acts.get(VERB, out)?.rows, self.acts.get(VERB, b)?.rows];
+        if apart {
+            bindings.push(self.acts.get(VERB, a)?.rows);
+        }
+        let count = rows * x.width;
+        self.acts.get_mut(VERB, out)?.written();
+        self.stream.dispatch(&Call {
+            kernel,
+            bindings: &bindings,
+            immediates: &[count, x.width, y.width, first].map(|n| n as u32),
+            groups: [(count.div_ceil(LANES) as u32).min(65_535), 1, 1],
             verb: VERB,
             bytes: 12 * count as u64,
         })

@@ -1,7 +1,7 @@
 //! Choosing experts. It must not know what experts compute.
 
 use hob_compute::check::mixture as check;
-use hob_compute::{ComputeError, Gating, GroupScore, Result, Route, Routing, WeightKind};
+use hob_compute::{ComputeError, Gating, GroupScore, Result, Route, Routing, Weight, WeightKind};
 
 use crate::Gpu;
 use crate::stream::{Access, Call, KernelKey, Source};
@@ -16,8 +16,10 @@ const MOST_EXPERTS: usize = 3072;
 
 impl Gpu {
     pub(crate) fn run_route(&mut self, args: &Route) -> Result<()> {
-        let bias = args.bias.map(|b| self.weight(VERB, b, WeightKind::Vector)).transpose()?;
-        let (cols, bias) = (bias.map(|b| b.spec.cols), bias.map(|b| b.parts[0].buffer));
+        let vector = |w: Option<Weight>| w.map(|w| self.weight(VERB, w, WeightKind::Vector)).transpose();
+        let vectors = [vector(args.bias)?, vector(args.scales)?];
+        let cols = vectors.map(|v| v.map(|v| v.spec.cols));
+        let [bias, scales] = vectors.map(|v| v.map(|v| v.parts[0].buffer));
         let (logits, out) = (self.shape(VERB, args.logits)?, self.shape(VERB, args.out)?);
         check::route(args, logits, cols, out)?;
         let experts = logits.width;
@@ -28,13 +30,16 @@ impl Gpu {
         }
         let groups = rule.groups.map_or([0; 3], |g| [g.count, g.top, 1 + g.score as usize]);
         let [count, top, score] = groups.map(|n| n as u32);
-        let flags = u32::from(bias.is_some()) | u32::from(rule.normalize.is_some()) << 1;
+        let flags = [bias.is_some(), rule.normalize.is_some(), scales.is_some()];
+        let flags = flags.iter().rev().fold(0, |bits, &flag| 2 * bits + u32::from(flag));
         let sizes = [experts as u32, rule.top_k as u32];
         let params = [sizes[0], sizes[1], rule.gating as u32, count, top, score, flags, 0];
         let key = KernelKey { name: "route", params };
-        let kernel = self.stream.kernel(key, || source(experts, &rule, bias.is_some()))?;
+        let kernel =
+            self.stream.kernel(key, || source(experts, &rule, [bias.is_some(), scales.is_some()]))?;
         let mut bindings = vec![self.acts.get(VERB, args.out)?.rows, self.acts.get(VERB, args.logits)?.rows];
         bindings.extend(bias);
+        bindings.extend(scales);
         self.acts.get_mut(VERB, args.out)?.written();
         self.stream.dispatch(&Call {
             kernel,
@@ -47,7 +52,7 @@ impl Gpu {
     }
 }
 
-fn source(experts: usize, rule: &Routing, bias: bool) -> Source {
+fn source(experts: usize, rule: &Routing, [bias, scales]: [bool; 2]) -> Source {
     let (groups, kept) = rule.groups.map_or((1, 1), |g| (g.count, g.top));
     let wgsl = Template::new()
         .flag("SOFTMAX", rule.gating == Gating::Softmax)
@@ -55,6 +60,8 @@ fn source(experts: usize, rule: &Routing, bias: bool) -> Source {
         .flag("SELECTED", rule.gating == Gating::SoftmaxSelected)
         .flag("SOFTPLUS", rule.gating == Gating::SqrtSoftplus)
         .flag("BIAS", bias)
+        .flag("SCALES", scales)
+        .value("SCALES_AT", 2 + usize::from(bias))
         .flag("NORMALIZE", rule.normalize.is_some())
         .flag("GROUPED", rule.groups.is_some())
         .flag("BEST_TWO", rule.groups.is_some_and(|g| g.score == GroupScore::BestTwo))
@@ -66,6 +73,6 @@ fn source(experts: usize, rule: &Routing, bias: bool) -> Source {
         .piece("order", ORDER)
         .render(ROUTE);
     let mut bindings = vec![Access::Write, Access::Read];
-    bindings.extend(bias.then_some(Access::Read));
+    bindings.extend([bias, scales].into_iter().filter(|&there| there).map(|_| Access::Read));
     Source { wgsl, bindings }
 }

@@ -1,7 +1,7 @@
 //! Short convolutions and their state, any number of rows in one dispatch.
 
-use hob_compute::check::mixture as check;
-use hob_compute::{Result, ShortConv, WeightKind};
+use hob_compute::check::recurrent as check;
+use hob_compute::{ConvForm, Result, ShortConv, WeightKind};
 
 use crate::Gpu;
 use crate::stream::{Access, Call, KernelKey, Source};
@@ -17,12 +17,15 @@ impl Gpu {
     pub(crate) fn run_short_conv(&mut self, args: &ShortConv) -> Result<()> {
         let taps = self.weight(VERB, args.taps, WeightKind::Vector)?;
         let (cols, taps) = (taps.spec.cols, taps.parts[0].buffer);
-        let (bcu, state) = (self.shape(VERB, args.bcu)?, self.shape(VERB, args.state)?);
+        let (x, state) = (self.shape(VERB, args.x)?, self.shape(VERB, args.state)?);
         let out = self.shape(VERB, args.out)?;
-        let count = check::short_conv(args, bcu, cols, state, out)?;
+        let count = check::short_conv(args, x, cols, state, out)?;
         let chunk = CHUNK.max(count);
-        let key = KernelKey { name: "short conv", params: [count as u32, chunk as u32, 0, 0, 0, 0, 0, 0] };
-        let kernel = self.stream.kernel(key, || source(count, chunk))?;
+        let key = KernelKey {
+            name: "short conv",
+            params: [count as u32, chunk as u32, args.form as u32, 0, 0, 0, 0, 0],
+        };
+        let kernel = self.stream.kernel(key, || source(args.form, count, chunk))?;
         let mut items = std::mem::take(&mut self.words);
         items.clear();
         for seq in args.seqs {
@@ -36,7 +39,7 @@ impl Gpu {
         let bindings = [
             self.acts.get(VERB, args.out)?.rows,
             self.acts.get(VERB, args.state)?.rows,
-            self.acts.get(VERB, args.bcu)?.rows,
+            self.acts.get(VERB, args.x)?.rows,
             taps,
             self.stream.argument_buffer(),
         ];
@@ -54,8 +57,10 @@ impl Gpu {
     }
 }
 
-fn source(taps: usize, chunk: usize) -> Source {
-    let wgsl = Template::new().value("TAPS", taps).value("CHUNK", chunk).render(SHORT_CONV);
+fn source(form: ConvForm, taps: usize, chunk: usize) -> Source {
+    let gated = form == ConvForm::Gated;
+    let wgsl =
+        Template::new().flag("GATED", gated).value("TAPS", taps).value("CHUNK", chunk).render(SHORT_CONV);
     let mut bindings = vec![Access::Write, Access::Write];
     bindings.extend([Access::Read; 3]);
     Source { wgsl, bindings }

@@ -1,3 +1,10 @@
+//#if CLAMPED
+fn gated(gate: f32, up: f32) -> f32 {
+    let g = min(gate, f32($LIMIT$));
+    let u = clamp(up, -f32($LIMIT$), f32($LIMIT$));
+    return g / (1.0 + exp(min(-f32($ALPHA$) * g, 87.0))) * (u + 1.0);
+}
+//#else
 fn activate(x: f32) -> f32 {
     //#if GELU
     let u = x * fma(x * x, 0.044715, 1.0);
@@ -6,3 +13,8 @@ fn activate(x: f32) -> f32 {
     return x / (1.0 + exp(min(-x, 87.0)));
     //#endif
 }
+
+fn gated(gate: f32, up: f32) -> f32 {
+    return activate(gate) * up;
+}
+//#endif

@@ -8,6 +8,9 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(0) var<storage, read> routes: array<f32>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 @group(0) @binding(2) var<storage, read> w_d: array<vec4<u32>>;
+//#if BIASED
+@group(0) @binding($BIAS$) var<storage, read> bias: array<f32>;
+//#endif
 //#if INT8
 @group(0) @binding(3) var<storage, read> x_codes: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> x_meta: array<vec2<u32>>;
@@ -50,6 +53,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var i = 0u; i < TEAM; i++) {
             all += sums[lane * TEAM + i];
         }
+        //#if BIASED
+        for (var slot = 0u; slot < sizes.top_k; slot++) {
+            let expert = min(u32(routes[route + slot]), sizes.experts - 1u);
+            if (expert >= sizes.first && expert < sizes.end) {
+                let b = bias[expert * sizes.outputs + (LANES / TEAM) * group.x + lane];
+                all = fma(routes[route + sizes.top_k + slot], b, all);
+            }
+        }
+        //#endif
         if (sizes.add != 0u) {
             all += out[at];
         }

@@ -15,6 +15,10 @@ var<immediate> sizes: Sizes;
 //#if ROWS
 @group(0) @binding($X$) var<storage, read> x: array<f32>;
 //#endif
+//#if BIASED
+@group(0) @binding($BIAS_G$) var<storage, read> bias_g: array<f32>;
+@group(0) @binding($BIAS_U$) var<storage, read> bias_u: array<f32>;
+//#endif
 //#if HIDDEN8
 @group(0) @binding($OUT$) var<storage, read_write> codes: array<u32>;
 @group(0) @binding($META$) var<storage, read_write> meta_: array<vec2<u32>>;
@@ -67,7 +71,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             gate += gates[lane * TEAM + i];
             up += ups[lane * TEAM + i];
         }
-        values[lane] = activate(gate) * up;
+        //#if BIASED
+        let at = expert * sizes.outputs + min(32u * group.x + lane, sizes.outputs - 1u);
+        gate += bias_g[at];
+        up += bias_u[at];
+        //#endif
+        values[lane] = gated(gate, up);
     }
     workgroupBarrier();
     if (!mine) {

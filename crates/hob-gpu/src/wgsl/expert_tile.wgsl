@@ -10,12 +10,18 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(2) var<storage, read> x_codes: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> x_meta: array<vec2<u32>>;
 @group(0) @binding(4) var<storage, read> w_a: array<vec4<u32>>;
+//#if BIASED
+@group(0) @binding($BIAS_A$) var<storage, read> bias_a: array<f32>;
+//#endif
 //#if GATED
 @group(0) @binding(5) var<storage, read> w_b: array<vec4<u32>>;
-@group(0) @binding(6) var<storage, read_write> codes: array<u32>;
-@group(0) @binding(7) var<storage, read_write> meta_: array<vec2<u32>>;
+//#if BIASED
+@group(0) @binding($BIAS_B$) var<storage, read> bias_b: array<f32>;
+//#endif
+@group(0) @binding($OUT$) var<storage, read_write> codes: array<u32>;
+@group(0) @binding($META$) var<storage, read_write> meta_: array<vec2<u32>>;
 //#else
-@group(0) @binding(5) var<storage, read_write> products: array<f32>;
+@group(0) @binding($OUT$) var<storage, read_write> products: array<f32>;
 //#endif
 
 //#include unpack
@@ -148,10 +154,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     //#if GATED
     // Outputs column + 8 j; j from 4 on are those of up.
+    //#for j 4
+    //#if BIASED
+    let at_$j$ = expert * sizes.outputs + min(32u * group.x + column + 8u * $j$u, sizes.outputs - 1u);
+    let bias_$j$ = vec2(bias_a[at_$j$], bias_b[at_$j$]);
+    //#else
+    let bias_$j$ = vec2(0.0);
+    //#endif
+    //#endfor
     //#for i 2
     let ups_$i$ = array(acc_$i$_4, acc_$i$_5, acc_$i$_6, acc_$i$_7);
     //#for j 4
-    values[(line + 16u * $i$u) * 32u + column + 8u * $j$u] = activate(acc_$i$_$j$) * ups_$i$[$j$];
+    values[(line + 16u * $i$u) * 32u + column + 8u * $j$u] =
+        gated(acc_$i$_$j$ + bias_$j$.x, ups_$i$[$j$] + bias_$j$.y);
     //#endfor
     //#endfor
     workgroupBarrier();
@@ -174,7 +189,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let start = pair_of[line + 16u * $i$u] * sizes.outputs;
         //#for j 8
         if (64u * group.x + column + 8u * $j$u < sizes.outputs) {
-            products[start + 64u * group.x + column + 8u * $j$u] = acc_$i$_$j$;
+            //#if BIASED
+            let b = bias_a[expert * sizes.outputs + 64u * group.x + column + 8u * $j$u];
+            //#else
+            let b = 0.0;
+            //#endif
+            products[start + 64u * group.x + column + 8u * $j$u] = acc_$i$_$j$ + b;
         }
         //#endfor
     }

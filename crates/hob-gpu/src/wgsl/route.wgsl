@@ -7,6 +7,12 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 //#endif
 
+//#if SCALES
+// Of every expert.
+@group(0) @binding($SCALES_AT$) var<storage, read> scales: array<f32>;
+var<workgroup> scale_of: array<f32, $TOP$>;
+//#endif
+
 const EXPERTS = $EXPERTS$u;
 const PADDED = (EXPERTS + 7u) / 8u * 8u;
 const TOP = $TOP$u;
@@ -192,6 +198,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             w = nan();
         }
         weights[at] = w;
+        //#if SCALES
+        scale_of[at] = scales[id];
+        //#endif
         out[row * 2u * TOP + at] = f32(id);
     }
     workgroupBarrier();
@@ -211,7 +220,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         //#else
         let w = weights[n];
         //#endif
+        //#if SCALES
+        out[row * 2u * TOP + TOP + n] = w * sizes.scale * scale_of[n];
+        //#else
         out[row * 2u * TOP + TOP + n] = w * sizes.scale;
+        //#endif
     }
 }
 //#if SELECTED

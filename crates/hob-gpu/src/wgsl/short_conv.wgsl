@@ -1,10 +1,10 @@
-// The gated short convolution: a lane owns one channel of one chunk of a sequence's rows. The first chunk, alone in
+// A short convolution: a lane owns one channel of one chunk of a sequence's rows. The first chunk, alone in
 // reading the old state, writes the new one.
 struct Sizes { dim: u32, items: u32 }
 var<immediate> sizes: Sizes;
 @group(0) @binding(0) var<storage, read_write> out: array<f32>;
 @group(0) @binding(1) var<storage, read_write> state: array<f32>;
-@group(0) @binding(2) var<storage, read> bcu: array<f32>;
+@group(0) @binding(2) var<storage, read> x: array<f32>;
 @group(0) @binding(3) var<storage, read> taps: array<f32>;
 // Of every chunk: row, rows and position of its sequence, the slot, its first row within the sequence.
 @group(0) @binding(4) var<storage, read> arguments: array<u32>;
@@ -14,8 +14,12 @@ const CHUNK = $CHUNK$u;
 
 // v of a batch row.
 fn value(row: u32, c: u32) -> f32 {
+    //#if GATED
     let start = row * 3u * sizes.dim + c;
-    return bcu[start] * bcu[start + 2u * sizes.dim];
+    return x[start] * x[start + 2u * sizes.dim];
+    //#else
+    return x[row * sizes.dim + c];
+    //#endif
 }
 
 @compute @workgroup_size(64)
@@ -61,7 +65,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         for (var j = 1u; j < TAPS; j++) {
             sum = fma(weight[j], window[j], sum);
         }
-        out[(row + i) * sizes.dim + c] = bcu[(row + i) * 3u * sizes.dim + sizes.dim + c] * sum;
+        //#if GATED
+        out[(row + i) * sizes.dim + c] = x[(row + i) * 3u * sizes.dim + sizes.dim + c] * sum;
+        //#else
+        out[(row + i) * sizes.dim + c] = sum / (1.0 + exp(clamp(-sum, -87.0, 87.0)));
+        //#endif
     }
     if (first == 0u) {
         for (var j = 0u; j + 1u < TAPS; j++) {

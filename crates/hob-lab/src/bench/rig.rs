@@ -6,7 +6,7 @@ use hob_compute::{Buf, Compute, Pick, Picked, Placed, Ticket, Token, now_nanos};
 use hob_cpu::{Cpu, CpuConfig, probe};
 use hob_engine::Trace;
 use hob_gpu::Gpu;
-use hob_model::{Batch, KvLayout, Layout, Model, Row as BatchRow, SeqId};
+use hob_model::{Batch, KvLayout, LayerConfig, Layout, Model, Row as BatchRow, SeqId};
 
 use super::report::{Kv, Limit, Sample, Test};
 use super::{BenchError, OnGpu, Subject};
@@ -318,18 +318,20 @@ impl Rig {
 
     /// Lengthens the sequence by random K and V.
     fn fill_synthetic(&mut self, mut positions: usize) -> Result<(), BenchError> {
-        // Layers that remember K and V are of one shape; others have none.
-        let widths = self.model.info().config.layers.iter().map(|l| l.kv_heads * l.head_dim);
-        let width = widths.max().unwrap_or(1);
-        let k = self.random_rows(width)?;
-        let v = self.random_rows(width)?;
+        let layers = &self.model.info().config.layers;
+        let mut widths: Vec<usize> = layers.iter().map(LayerConfig::kv_width).filter(|&w| w > 0).collect();
+        widths.sort_unstable();
+        widths.dedup();
+        let mut kv = Vec::with_capacity(widths.len());
+        for width in widths {
+            kv.push((width, [self.random_rows(width)?, self.random_rows(width)?]));
+        }
         while positions > 0 {
             let rows = positions.min(SYNTHETIC_ROWS);
-            self.model.extend_synthetic(self.dev.as_mut(), self.sequence, rows, (k, v))?;
+            self.model.extend_synthetic(self.dev.as_mut(), self.sequence, rows, &kv)?;
             positions -= rows;
         }
-        self.dev.free(k)?;
-        Ok(self.dev.free(v)?)
+        kv.into_iter().flat_map(|(_, both)| both).try_for_each(|buf| Ok(self.dev.free(buf)?))
     }
 
     fn random_rows(&mut self, width: usize) -> Result<Buf, BenchError> {

@@ -3,7 +3,7 @@
 
 use hob_files::gguf_write::Writer;
 
-use super::shapes::{Attention, Shape};
+use super::shapes::{Attention, Kinds, Shape};
 
 /// Sets the keys of `shape` as architecture `arch`, without a vocabulary.
 pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) {
@@ -17,11 +17,10 @@ pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) 
         ("block_count", shape.layers),
         ("context_length", shape.ctx_train),
         ("embedding_length", shape.dim),
-        ("feed_forward_length", shape.ffn),
         ("attention.head_count", shape.heads),
         ("attention.key_length", shape.head_dim),
         ("attention.value_length", shape.head_dim),
-        ("rope.dimension_count", shape.delta.map_or(shape.head_dim, |d| d.rotary)),
+        ("rope.dimension_count", shape.rotary()),
         ("vocab_size", shape.vocab),
     ] {
         // A model of experts only has no such layer.
@@ -33,22 +32,24 @@ pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) 
         .set(&format!("{arch}.attention.layer_norm_rms_epsilon"), shape.rms_eps)
         .set(&format!("{arch}.rope.freq_base"), shape.rope_base);
     kv_heads(writer, shape, arch);
-    if shape.window > 0 {
-        writer
-            .set(&format!("{arch}.attention.sliding_window"), count(shape.window))
-            .set(&format!("{arch}.rope.freq_base_swa"), 1e4f32);
-        if shape.rope_factor != 1.0 {
-            writer
-                .set(&format!("{arch}.rope.scaling.type"), "linear")
-                .set(&format!("{arch}.rope.scaling.factor"), shape.rope_factor);
-        }
+    feed_forward(writer, shape, arch);
+    windows(writer, shape, arch);
+    if let Some(kinds) = shape.kinds {
+        layer_kinds(writer, shape, kinds, arch);
     }
     if let Some(experts) = shape.experts {
         writer
             .set(&format!("{arch}.expert_count"), count(experts.count))
             .set(&format!("{arch}.expert_used_count"), count(experts.top_k))
             .set(&format!("{arch}.expert_feed_forward_length"), count(experts.ffn));
-        if experts.shared_ffn > 0 {
+        if arch == "glm4moe" {
+            writer
+                .set(&format!("{arch}.expert_shared_count"), count(experts.shared_ffn / experts.ffn))
+                .set(&format!("{arch}.leading_dense_block_count"), count(experts.dense))
+                .set(&format!("{arch}.expert_gating_func"), 2u32)
+                .set(&format!("{arch}.expert_weights_norm"), true)
+                .set(&format!("{arch}.expert_weights_scale"), 1f32);
+        } else if experts.shared_ffn > 0 {
             writer.set(&format!("{arch}.expert_shared_feed_forward_length"), count(experts.shared_ffn));
         }
     }
@@ -70,11 +71,66 @@ pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) 
     }
 }
 
+/// One number, or one per layer.
+fn feed_forward(writer: &mut Writer, shape: &Shape, arch: &str) {
+    let key = format!("{arch}.feed_forward_length");
+    let widths: Vec<i32> = (0..shape.layers).map(|i| shape.ffn_of(i) as i32).collect();
+    match widths.iter().all(|&w| w == widths[0]) {
+        // A model of experts only has no such layer.
+        true if widths[0] > 0 => writer.set(&key, widths[0] as u32),
+        true => writer,
+        false => writer.set(&key, widths),
+    };
+}
+
+/// How far sliding layers see, and how rotation is stretched where there are such layers.
+fn windows(writer: &mut Writer, shape: &Shape, arch: &str) {
+    if shape.window == 0 {
+        return;
+    }
+    writer.set(&format!("{arch}.attention.sliding_window"), shape.window as u32);
+    if arch == "gpt-oss" {
+        writer
+            .set(&format!("{arch}.rope.scaling.type"), "yarn")
+            .set(&format!("{arch}.rope.scaling.factor"), shape.rope_factor)
+            .set(&format!("{arch}.rope.scaling.original_context_length"), 4096u32)
+            .set(&format!("{arch}.rope.scaling.yarn_beta_fast"), 32f32)
+            .set(&format!("{arch}.rope.scaling.yarn_beta_slow"), 1f32);
+        return;
+    }
+    writer.set(&format!("{arch}.rope.freq_base_swa"), 1e4f32);
+    if shape.rope_factor != 1.0 {
+        writer
+            .set(&format!("{arch}.rope.scaling.type"), "linear")
+            .set(&format!("{arch}.rope.scaling.factor"), shape.rope_factor);
+    }
+}
+
+/// What is different between the layers of Gemma 4.
+fn layer_kinds(writer: &mut Writer, shape: &Shape, kinds: Kinds, arch: &str) {
+    let slides: Vec<bool> = (0..shape.layers).map(|i| kinds.slides(i)).collect();
+    writer.set(&format!("{arch}.attention.sliding_window_pattern"), slides);
+    for (key, value) in [
+        ("attention.key_length_swa", kinds.head_dim),
+        ("attention.value_length_swa", kinds.head_dim),
+        ("rope.dimension_count_swa", kinds.head_dim),
+        ("attention.shared_kv_layers", shape.layers.saturating_sub(kinds.own)),
+        ("embedding_length_per_layer_input", kinds.input),
+    ] {
+        writer.set(&format!("{arch}.{key}"), u32::try_from(value).unwrap_or(u32::MAX));
+    }
+    writer.set(&format!("{arch}.final_logit_softcapping"), 30f32);
+}
+
 /// One number, or one per layer with 0 where a short convolution stands in for attention; and the rule by which delta
 /// nets do.
 fn kv_heads(writer: &mut Writer, shape: &Shape, arch: &str) {
     let key = format!("{arch}.attention.head_count_kv");
     match shape.attention {
+        Attention::Every if shape.kinds.is_some() => {
+            let per_layer = (0..shape.layers).map(|i| shape.kv_of(i).0 as i32);
+            writer.set(&key, per_layer.collect::<Vec<i32>>());
+        }
         Attention::At(_) => {
             let per_layer =
                 (0..shape.layers).map(|i| if shape.attends(i) { shape.kv_heads as i32 } else { 0 });
@@ -95,7 +151,7 @@ fn kv_heads(writer: &mut Writer, shape: &Shape, arch: &str) {
 pub(super) fn pre_tokenizer(arch: &str) -> &'static str {
     match arch {
         "llama" | "smollm3" | "lfm2" => "llama-bpe",
-        "gemma3" => "gpt-2",
+        "gemma3" | "gemma4" => "gpt-2",
         _ => "qwen2",
     }
 }

@@ -28,6 +28,7 @@ pub struct Shape {
     pub attention: Attention,
     pub experts: Option<Experts>,
     pub delta: Option<Delta>,
+    pub kinds: Option<Kinds>,
 }
 
 /// Layers with attention.
@@ -47,6 +48,34 @@ pub struct Experts {
     pub ffn: usize,
     /// Width of the expert that every token passes; 0 is none.
     pub shared_ffn: usize,
+    /// Layers before the first mixture, which have a block of their own instead.
+    pub dense: usize,
+}
+
+/// What is different between layers of Gemma 4, of which the last of each so many sees all positions. Heads of the shape
+/// are those of layers that see all; its KV heads are those of layers that slide.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Kinds {
+    pub pattern: usize,
+    /// Of layers that slide.
+    pub head_dim: usize,
+    /// Of layers that see all.
+    pub kv_heads: usize,
+    /// Whether layers that see all take V from K's projection.
+    pub keys_are_values: bool,
+    /// Layers with K and V of their own; those behind them share.
+    pub own: usize,
+    /// Times the width of the feed-forward block in layers that share.
+    pub wider: usize,
+    /// What each layer is told of the token; 0 is nothing.
+    pub input: usize,
+}
+
+impl Kinds {
+    /// Whether layer `i` sees only a window.
+    pub fn slides(&self, i: usize) -> bool {
+        !(i + 1).is_multiple_of(self.pattern)
+    }
 }
 
 /// A gated delta net (Yang et al. 2024) in place of attention.
@@ -83,7 +112,39 @@ impl Shape {
         attention: Attention::Every,
         experts: None,
         delta: None,
+        kinds: None,
     };
+
+    /// Heads of layer `i`: KV heads and their dimensions.
+    pub fn kv_of(&self, i: usize) -> (usize, usize) {
+        match self.kinds {
+            Some(kinds) if kinds.slides(i) => (self.kv_heads, kinds.head_dim),
+            Some(kinds) => (kinds.kv_heads, self.head_dim),
+            None => (self.kv_heads, self.head_dim),
+        }
+    }
+
+    /// Whether layer `i` remembers K and V of its own.
+    pub fn owns_kv(&self, i: usize) -> bool {
+        self.kinds.is_none_or(|kinds| i < kinds.own)
+    }
+
+    /// Width of the feed-forward block of layer `i`.
+    pub fn ffn_of(&self, i: usize) -> usize {
+        match self.kinds {
+            Some(kinds) if i >= kinds.own => self.ffn * kinds.wider,
+            _ => self.ffn,
+        }
+    }
+
+    /// Dimensions of a head that rotate.
+    pub fn rotary(&self) -> usize {
+        match (self.delta, self.arch) {
+            (Some(delta), _) => delta.rotary,
+            (None, "glm4moe") => self.head_dim / 2,
+            (None, _) => self.head_dim,
+        }
+    }
 
     /// Whether layer `i` attends.
     pub fn attends(&self, i: usize) -> bool {
@@ -119,6 +180,43 @@ const GEMMA3: Shape = Shape {
     vocab: 262_144,
     ctx_train: 32_768,
     window: 512,
+    ..Shape::DENSE
+};
+const GEMMA4: Shape = Shape {
+    arch: "gemma4",
+    heads: 8,
+    kv_heads: 1,
+    head_dim: 512,
+    vocab: 262_144,
+    ctx_train: 131_072,
+    window: 512,
+    ..Shape::DENSE
+};
+/// From 26B on.
+const GEMMA4_LARGE: Shape = Shape { ctx_train: 262_144, window: 1024, ..GEMMA4 };
+const KINDS: Kinds = Kinds {
+    pattern: 6,
+    head_dim: 256,
+    kv_heads: 1,
+    keys_are_values: false,
+    own: usize::MAX,
+    wider: 1,
+    input: 0,
+};
+const GPT_OSS: Shape = Shape {
+    arch: "gpt-oss",
+    dim: 2880,
+    ffn: 2880,
+    heads: 64,
+    kv_heads: 8,
+    head_dim: 64,
+    vocab: 201_088,
+    tied: false,
+    ctx_train: 131_072,
+    rope_base: 1.5e5,
+    rope_factor: 32.0,
+    rms_eps: 1e-5,
+    window: 128,
     ..Shape::DENSE
 };
 const LFM2: Shape = Shape {
@@ -196,7 +294,7 @@ pub const SHAPES: &[Shape] = &[
         heads: 32,
         kv_heads: 4,
         tied: false,
-        experts: Some(Experts { count: 128, top_k: 8, ffn: 768, shared_ffn: 0 }),
+        experts: Some(Experts { count: 128, top_k: 8, ffn: 768, shared_ffn: 0, dense: 0 }),
         ..QWEN3
     },
     // Without the extra block that drafts (MTP).
@@ -213,7 +311,7 @@ pub const SHAPES: &[Shape] = &[
         ctx_train: 262_144,
         rope_base: 1e7,
         attention: Attention::Nth(4),
-        experts: Some(Experts { count: 256, top_k: 8, ffn: 512, shared_ffn: 512 }),
+        experts: Some(Experts { count: 256, top_k: 8, ffn: 512, shared_ffn: 512, dense: 0 }),
         delta: Some(Delta { key_heads: 16, value_heads: 32, head_dim: 128, conv: 4, rotary: 64 }),
         ..QWEN3
     },
@@ -231,6 +329,72 @@ pub const SHAPES: &[Shape] = &[
         rope_factor: 8.0,
         window: 1024,
         ..GEMMA3
+    },
+    Shape {
+        name: "gemma4-e2b",
+        dim: 1536,
+        layers: 35,
+        ffn: 6144,
+        kinds: Some(Kinds { pattern: 5, own: 15, wider: 2, input: 256, ..KINDS }),
+        ..GEMMA4
+    },
+    Shape {
+        name: "gemma4-e4b",
+        dim: 2560,
+        layers: 42,
+        ffn: 10_240,
+        kv_heads: 2,
+        kinds: Some(Kinds { kv_heads: 2, own: 24, input: 256, ..KINDS }),
+        ..GEMMA4
+    },
+    Shape {
+        name: "gemma4-26b-a4b",
+        dim: 2816,
+        layers: 30,
+        ffn: 2112,
+        heads: 16,
+        kv_heads: 8,
+        experts: Some(Experts { count: 128, top_k: 8, ffn: 704, shared_ffn: 0, dense: 0 }),
+        kinds: Some(Kinds { kv_heads: 2, keys_are_values: true, ..KINDS }),
+        ..GEMMA4_LARGE
+    },
+    Shape {
+        name: "gemma4-31b",
+        dim: 5376,
+        layers: 60,
+        ffn: 21_504,
+        heads: 32,
+        kv_heads: 16,
+        kinds: Some(Kinds { kv_heads: 4, keys_are_values: true, ..KINDS }),
+        ..GEMMA4_LARGE
+    },
+    Shape {
+        name: "gpt-oss-20b",
+        layers: 24,
+        experts: Some(Experts { count: 32, top_k: 4, ffn: 2880, shared_ffn: 0, dense: 0 }),
+        ..GPT_OSS
+    },
+    Shape {
+        name: "gpt-oss-120b",
+        layers: 36,
+        experts: Some(Experts { count: 128, top_k: 4, ffn: 2880, shared_ffn: 0, dense: 0 }),
+        ..GPT_OSS
+    },
+    // Without the extra block that drafts (MTP).
+    Shape {
+        name: "glm-4.5-air",
+        arch: "glm4moe",
+        dim: 4096,
+        layers: 46,
+        ffn: 10_944,
+        heads: 96,
+        kv_heads: 8,
+        vocab: 151_552,
+        tied: false,
+        ctx_train: 131_072,
+        rms_eps: 1e-5,
+        experts: Some(Experts { count: 128, top_k: 8, ffn: 1408, shared_ffn: 1408, dense: 1 }),
+        ..Shape::DENSE
     },
     Shape { name: "lfm2-350m", dim: 1024, ffn: 4608, heads: 16, ..LFM2 },
     Shape { name: "lfm2-700m", dim: 1536, ffn: 6912, heads: 24, ..LFM2 },
@@ -289,6 +453,14 @@ mod tests {
             ("gemma3-270m", 268.1),
             ("gemma3-1b", 999.89),
             ("gemma3-4b", 3880.3),
+            // Text alone, with the tables of inputs: 2.3 and 4.6 billion without.
+            ("gemma4-e2b", 4628.6),
+            ("gemma4-e4b", 7461.2),
+            ("gemma4-26b-a4b", 25_230.0),
+            ("gemma4-31b", 30_697.0),
+            ("gpt-oss-20b", 20_914.8),
+            ("gpt-oss-120b", 116_829.2),
+            ("glm-4.5-air", 106_852.0),
             ("lfm2-350m", 354.48),
             ("lfm2-700m", 742.49),
             ("lfm2-1.2b", 1170.34),
@@ -299,7 +471,7 @@ mod tests {
             let found = tensors::table(shape, shape.arch).iter().map(weights).sum::<usize>() as f64 / 1e6;
             assert!((found / millions - 1.0).abs() < 1e-3, "{name}: {found}");
         }
-        assert_eq!(SHAPES.len(), 31);
+        assert_eq!(SHAPES.len(), 38);
     }
 
     #[test]

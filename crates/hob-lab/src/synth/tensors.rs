@@ -42,27 +42,32 @@ pub struct Slot {
 pub fn table(shape: &Shape, arch: &str) -> Vec<Slot> {
     let mut list = Table { slots: Vec::new(), layer: None };
     list.add("token_embd.weight", &[shape.vocab, shape.dim], Role::Embedding);
-    if arch == "llama" && shape.rope_factor != 1.0 {
+    if (arch == "llama" && shape.rope_factor != 1.0) || arch == "gemma4" {
         list.add("rope_freqs.weight", &[shape.head_dim / 2], Role::Divisors);
     }
+    list.inputs(shape);
     for i in 0..shape.layers {
         list.layer = Some(i);
         list.norm("attn_norm", shape.dim);
         match (shape.attends(i), shape.delta) {
-            (true, _) => list.attention(shape, arch),
+            (true, _) => list.attention(shape, arch, i),
             (false, Some(delta)) => list.delta(shape.dim, delta),
             (false, None) => list.short_conv(shape.dim),
         }
-        let pre_ffn = if shape.delta.is_some() { "post_attention_norm" } else { "ffn_norm" };
-        list.norm(pre_ffn, shape.dim);
-        match shape.experts {
-            Some(experts) => list.experts(shape.dim, experts),
-            None => list.feed_forward(shape.dim, shape.ffn),
+        let second = shape.delta.is_some() || matches!(arch, "glm4moe" | "gpt-oss");
+        list.norm(if second { "post_attention_norm" } else { "ffn_norm" }, shape.dim);
+        let experts = shape.experts.filter(|experts| i >= experts.dense);
+        if experts.is_none() || arch == "gemma4" {
+            list.feed_forward(shape.dim, shape.ffn_of(i));
         }
-        if arch == "gemma3" {
+        if let Some(experts) = experts {
+            list.experts(shape.dim, experts, arch);
+        }
+        if matches!(arch, "gemma3" | "gemma4") {
             list.norm("post_attention_norm", shape.dim);
             list.norm("post_ffw_norm", shape.dim);
         }
+        list.input_of_layer(shape);
     }
     list.layer = None;
     list.norm(if arch == "lfm2" { "token_embd_norm" } else { "output_norm" }, shape.dim);
@@ -91,20 +96,49 @@ impl Table {
         self.add(&format!("{name}.weight"), &[width], Role::Norm);
     }
 
-    fn attention(&mut self, shape: &Shape, arch: &str) {
-        let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    /// What layers are told of the token.
+    fn inputs(&mut self, shape: &Shape) {
+        let Some(width) = shape.kinds.map(|k| k.input).filter(|&width| width > 0) else { return };
+        let all = shape.layers * width;
+        self.add("per_layer_token_embd.weight", &[shape.vocab, all], Role::Embedding);
+        self.matrix("per_layer_model_proj", all, shape.dim);
+        self.norm("per_layer_proj_norm", width);
+    }
+
+    fn input_of_layer(&mut self, shape: &Shape) {
+        let Some(kinds) = shape.kinds else { return };
+        self.norm("layer_output_scale", 1);
+        if kinds.input > 0 {
+            self.matrix("inp_gate", kinds.input, shape.dim);
+            self.matrix("proj", shape.dim, kinds.input);
+            self.norm("post_norm", shape.dim);
+        }
+    }
+
+    fn attention(&mut self, shape: &Shape, arch: &str, i: usize) {
+        let (kv_heads, head_dim) = shape.kv_of(i);
+        let (wide, narrow) = (shape.heads * head_dim, kv_heads * head_dim);
+        let from_keys = shape.kinds.is_some_and(|k| k.keys_are_values && !k.slides(i));
         // qwen3.5's query rows come with as many rows of an output gate.
         let query = if arch == "qwen35moe" { 2 * wide } else { wide };
-        for (name, rows) in [("attn_q", query), ("attn_k", narrow), ("attn_v", narrow)] {
+        let kept = |name: &&str| *name == "attn_q" || (shape.owns_kv(i) && !(from_keys && *name == "attn_v"));
+        for name in ["attn_q", "attn_k", "attn_v"].iter().filter(|name| kept(name)) {
+            let rows = if *name == "attn_q" { query } else { narrow };
             self.matrix(name, rows, shape.dim);
-            if arch == "qwen2" {
+            if matches!(arch, "qwen2" | "glm4moe" | "gpt-oss") {
                 self.add(&format!("{name}.bias"), &[rows], Role::Bias);
             }
         }
         self.matrix("attn_output", shape.dim, wide);
-        if matches!(arch, "qwen3" | "qwen3moe" | "qwen35moe" | "gemma3" | "lfm2") {
+        if arch == "gpt-oss" {
+            self.add("attn_output.bias", &[shape.dim], Role::Bias);
+            self.add("attn_sinks.weight", &[shape.heads], Role::Bias);
+        }
+        if matches!(arch, "qwen3" | "qwen3moe" | "qwen35moe" | "gemma3" | "gemma4" | "lfm2") {
             for name in ["attn_q_norm", "attn_k_norm"] {
-                self.add(&format!("{name}.weight"), &[shape.head_dim], Role::QkNorm);
+                if name == "attn_q_norm" || shape.owns_kv(i) {
+                    self.add(&format!("{name}.weight"), &[head_dim], Role::QkNorm);
+                }
             }
         }
     }
@@ -135,14 +169,34 @@ impl Table {
         self.matrix("ffn_down", dim, ffn);
     }
 
-    fn experts(&mut self, dim: usize, experts: Experts) {
+    fn experts(&mut self, dim: usize, experts: Experts, arch: &str) {
         let Experts { count, ffn, shared_ffn, .. } = experts;
         self.add("ffn_gate_inp.weight", &[count, dim], Role::Router);
         self.add("ffn_gate_exps.weight", &[count, ffn, dim], Role::Experts);
         self.add("ffn_up_exps.weight", &[count, ffn, dim], Role::Experts);
         self.add("ffn_down_exps.weight", &[count, dim, ffn], Role::Experts);
+        match arch {
+            "gpt-oss" => {
+                self.add("ffn_gate_inp.bias", &[count], Role::Bias);
+                for (name, width) in [("gate", ffn), ("up", ffn), ("down", dim)] {
+                    self.add(&format!("ffn_{name}_exps.bias"), &[count, width], Role::Bias);
+                }
+            }
+            "glm4moe" => self.add("exp_probs_b.bias", &[count], Role::Bias),
+            "gemma4" => {
+                self.add("ffn_gate_inp.scale", &[dim], Role::Norm);
+                self.add("ffn_down_exps.scale", &[count], Role::Norm);
+                for name in ["post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"] {
+                    self.norm(name, dim);
+                }
+            }
+            _ => (),
+        }
         if shared_ffn > 0 {
-            self.add("ffn_gate_inp_shexp.weight", &[dim], Role::Router);
+            // GLM's shared expert has no gate of its own.
+            if arch != "glm4moe" {
+                self.add("ffn_gate_inp_shexp.weight", &[dim], Role::Router);
+            }
             self.matrix("ffn_gate_shexp", shared_ffn, dim);
             self.matrix("ffn_up_shexp", shared_ffn, dim);
             self.matrix("ffn_down_shexp", dim, shared_ffn);

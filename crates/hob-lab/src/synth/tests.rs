@@ -5,8 +5,18 @@ use super::*;
 /// Small enough for everything, with a bit of each family.
 fn tiny(name: &str) -> Shape {
     let shape = find(name).expect(name).clone();
-    let experts = shape.experts.map(|e| Experts { count: 8, top_k: 2, ffn: 256, ..e });
-    Shape { dim: 256, layers: 4, ffn: 512, heads: 4, kv_heads: 2, head_dim: 64, vocab: 512, experts, ..shape }
+    let experts = shape.experts.map(|e| Experts {
+        count: 8,
+        top_k: 2,
+        ffn: 256,
+        shared_ffn: e.shared_ffn.min(256),
+        ..e
+    });
+    // A layer of every kind, and one that shares of each.
+    let own = |kinds: Kinds| if kinds.own < shape.layers { 2 } else { kinds.own };
+    let kinds = shape.kinds.map(|kinds| Kinds { pattern: 2, own: own(kinds), ..kinds });
+    let sizes = Shape { dim: 256, layers: 4, ffn: 512, heads: 4, kv_heads: 2, head_dim: 64, ..shape };
+    Shape { vocab: 512, experts, kinds, ..sizes }
 }
 
 /// One shape of every architecture.
@@ -18,7 +28,8 @@ fn families() -> Vec<Shape> {
             true
         }
     };
-    SHAPES.iter().filter(first).map(|s| tiny(s.name)).collect()
+    let more = ["gemma4-e4b", "gemma4-26b-a4b", "gemma4-31b"].map(tiny);
+    SHAPES.iter().filter(first).map(|s| tiny(s.name)).chain(more).collect()
 }
 
 fn runs(arch: &str) -> bool {

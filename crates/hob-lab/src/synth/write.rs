@@ -2,7 +2,7 @@
 //! and no memory. It must not know what the weights are.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -101,14 +101,26 @@ impl Synth {
         self.tensors.iter().map(|t| t.bytes.next_multiple_of(ALIGNMENT)).sum()
     }
 
-    /// The config, read by hob-model from a file whose data is a hole: the way it reads every file's.
+    /// The config, read by hob-model from a file whose data is a hole but for single numbers, which a config may depend
+    /// on: the way it reads every file's.
     pub(super) fn read_config(&self) -> Result<Config, SynthError> {
         let header = header_bytes(&self.header()?)?;
         let hollow = Hollow::new();
         let fill = || -> std::io::Result<()> {
             let mut file = File::create_new(&hollow.0)?;
             file.write_all(&header)?;
-            file.set_len(header.len() as u64 + self.data_bytes())
+            file.set_len(header.len() as u64 + self.data_bytes())?;
+            let mut at = header.len() as u64;
+            for tensor in &self.tensors {
+                if tensor.shape.iter().product::<usize>() == 1 {
+                    let mut bytes = vec![0; tensor.bytes as usize];
+                    self.open(tensor).read_at(0, &mut bytes)?;
+                    file.seek(SeekFrom::Start(at))?;
+                    file.write_all(&bytes)?;
+                }
+                at += tensor.bytes.next_multiple_of(ALIGNMENT);
+            }
+            Ok(())
         };
         fill().map_err(|source| at(&hollow.0)(FileError::Io { action: "write it", source }))?;
         Ok(Config::from_file(&ModelFile::open(&hollow.0)?)?)

@@ -4,7 +4,7 @@
 //! over 3 positions, or in some layers attention with normed heads of q and k. ffn is swiglu; in lfm2moe all but the
 //! first layers are mixtures: experts by sigmoid plus a bias for the selection, weights divided by their sum.
 
-use hob_compute::{Activation, Gating, Routing};
+use hob_compute::{Activation, Gating};
 
 use super::{Architecture, Entry};
 use crate::blocks::{BranchNorms, FfnNames, GqaNames, GqaStyle, HybridStyle, MoeNames, QkNorm};
@@ -45,7 +45,7 @@ fn moe_config(keys: &Keys) -> Result<Config> {
     const BIAS: Key = Key { gguf: "", hf: "use_expert_bias" };
     let mut config = common(keys, &MOE)?;
     let first = keys.usize(DENSE)?.unwrap_or(0);
-    let mixture = experts(keys, ROUTER)?;
+    let mixture = experts(keys, ROUTER, None)?;
     let biased = keys.bool(BIAS)?.unwrap_or(true);
     for (i, layer) in config.layers.iter_mut().enumerate().skip(first) {
         let bias = match keys.naming() {
@@ -128,18 +128,7 @@ fn shape(config: &mut Config, _: &DenseShape) {
 /// As [`shape`], two dense layers and then mixtures.
 fn moe_shape(config: &mut Config, given: &DenseShape) {
     shape(config, given);
-    let mixture = given.experts.map(|e| ExpertConfig {
-        count: e.count,
-        ff: e.ff,
-        routing: Routing {
-            top_k: e.top_k,
-            gating: ROUTER.gating,
-            normalize: Some(ROUTER.eps),
-            scale: 1.0,
-            groups: None,
-        },
-        bias: true,
-    });
+    let mixture = given.experts.map(|e| ExpertConfig { bias: true, ..ROUTER.mixture(e) });
     config.layers.iter_mut().skip(2).for_each(|layer| layer.experts.clone_from(&mixture));
 }
 
@@ -151,19 +140,23 @@ const EXPERTS: MoeNames = MoeNames {
         hf_each: "feed_forward.experts.{}.w1",
         hf_stacked: "feed_forward.experts.gate_up_proj",
         gguf_fused: Some("ffn_gate_up_exps"),
+        hf_turns: false,
     },
     up: ExpertNames {
         gguf: "ffn_up_exps",
         hf_each: "feed_forward.experts.{}.w3",
         hf_stacked: "feed_forward.experts.gate_up_proj",
         gguf_fused: Some("ffn_gate_up_exps"),
+        hf_turns: false,
     },
     down: ExpertNames {
         gguf: "ffn_down_exps",
         hf_each: "feed_forward.experts.{}.w2",
         hf_stacked: "feed_forward.experts.down_proj",
         gguf_fused: None,
+        hf_turns: false,
     },
+    ..MoeNames::USUAL
 };
 
 const STYLE: HybridStyle = HybridStyle {
@@ -176,6 +169,8 @@ const STYLE: HybridStyle = HybridStyle {
             ..GqaNames::USUAL
         },
         qk_norm: QkNorm::PerHead,
+        sinks: None,
+        v_norm: false,
     },
     ffn_norms: BranchNorms::pre(Name { gguf: "ffn_norm", hf: "ffn_norm" }),
     ffn: FfnNames {

@@ -1,4 +1,4 @@
-//! llama: Llama 2 and 3.x, SmolLM2, and many derivatives.
+//! llama: Llama 2 and 3.x, SmolLM2, and many derivatives; in GGUF files, mixtures of them as well (see mixtral).
 //!
 //! h = x + Wo attn(rope(Wq n1(x)), rope(Wk n1(x)), Wv n1(x)); x' = h + swiglu(n2(h)); logits = W n(x').
 //! Biases where the config asks for them; the head is tied in small models. GGUF files pair rotated dimensions
@@ -6,18 +6,23 @@
 
 use hob_compute::RopePairs;
 
-use super::{Architecture, Entry};
+use super::{Architecture, Entry, mixtral};
 use crate::blocks::DenseStyle;
 use crate::config::{Biases, Key, Keys, dense, same_layers};
 use crate::needs::{Naming, Needs};
 use crate::{Config, Result};
 
-pub(super) const ENTRY: Entry =
-    Entry { gguf_pairs: RopePairs::Interleaved, ..Entry::new("llama", config, build) };
+pub(super) const ENTRY: Entry = Entry {
+    gguf_pairs: RopePairs::Interleaved,
+    computes: &["num_local_experts"],
+    shape: mixtral::shape,
+    ..Entry::new("llama", config, build)
+};
 
 fn config(keys: &Keys) -> Result<Config> {
     let mut config = dense(keys, &ENTRY)?;
     same_layers(&mut config, biases(keys)?);
+    mixtral::mixtures(keys, &mut config)?;
     Ok(config)
 }
 
@@ -37,5 +42,8 @@ pub(super) fn biases(keys: &Keys) -> Result<Biases> {
 }
 
 pub(super) fn build(config: &Config, needs: &mut Needs) -> Box<dyn Architecture> {
-    DenseStyle::PRE_NORM.decoder(config, needs)
+    match config.layers.iter().any(|layer| layer.experts.is_some()) {
+        true => mixtral::build(config, needs),
+        false => DenseStyle::PRE_NORM.decoder(config, needs),
+    }
 }

@@ -4,14 +4,13 @@
 //! x' = h + sum over the k most probable experts of p_e swiglu_e(n2(h)), p the softmax of Wr n2(h) over all experts,
 //! divided by the sum of the chosen ones. Some layers may be dense; there is no shared expert.
 
-use hob_compute::{Activation, Gating, Routing};
+use hob_compute::{Activation, Gating};
 
 use super::{Architecture, Entry, llama};
 use crate::blocks::{DenseStyle, FINAL_NORM, FfnNames, GqaStyle, HybridStyle, MoeNames, QkNorm};
-use crate::config::{DenseShape, ExpertConfig, Key, Keys, RouterDefaults};
+use crate::config::{DenseShape, Key, Keys, RouterDefaults};
 use crate::config::{dense, experts, same_layers, upper_windows};
-use crate::needs::{Name, Needs};
-use crate::stacked::ExpertNames;
+use crate::needs::Needs;
 use crate::{Config, ModelError, Naming, Result};
 
 pub(super) const ENTRY: Entry = Entry {
@@ -29,7 +28,7 @@ fn config(keys: &Keys) -> Result<Config> {
     let mut config = dense(keys, &ENTRY)?;
     same_layers(&mut config, llama::biases(keys)?);
     upper_windows(keys, &mut config)?;
-    let mixture = experts(keys, ROUTER)?;
+    let mixture = experts(keys, ROUTER, None)?;
     let sparse = sparse(keys, config.layers.len())?;
     for (layer, sparse) in config.layers.iter_mut().zip(sparse) {
         layer.experts = sparse.then(|| mixture.clone());
@@ -38,7 +37,7 @@ fn config(keys: &Keys) -> Result<Config> {
 }
 
 /// Which layers are mixtures. A GGUF shows it by its routers; config.json says every how many, and which not.
-fn sparse(keys: &Keys, layers: usize) -> Result<Vec<bool>> {
+pub(super) fn sparse(keys: &Keys, layers: usize) -> Result<Vec<bool>> {
     const STEP: Key = Key { gguf: "", hf: "decoder_sparse_step" };
     const DENSE: &str = "mlp_only_layers";
     if keys.naming() == Naming::Gguf {
@@ -57,51 +56,16 @@ fn sparse(keys: &Keys, layers: usize) -> Result<Vec<bool>> {
 }
 
 fn shape(config: &mut Config, shape: &DenseShape) {
-    let mixture = shape.experts.map(|e| ExpertConfig {
-        count: e.count,
-        ff: e.ff,
-        routing: Routing {
-            top_k: e.top_k,
-            gating: ROUTER.gating,
-            normalize: Some(ROUTER.eps),
-            scale: 1.0,
-            groups: None,
-        },
-        bias: false,
-    });
+    let mixture = shape.experts.map(|e| ROUTER.mixture(e));
     config.layers.iter_mut().for_each(|layer| layer.experts.clone_from(&mixture));
 }
-
-/// The experts of the Qwen family.
-const EXPERTS: MoeNames = MoeNames {
-    router: Name { gguf: "ffn_gate_inp", hf: "mlp.gate" },
-    bias: Name { gguf: "exp_probs_b.bias", hf: "mlp.gate.e_score_correction_bias" },
-    gate: ExpertNames {
-        gguf: "ffn_gate_exps",
-        hf_each: "mlp.experts.{}.gate_proj",
-        hf_stacked: "mlp.experts.gate_up_proj",
-        gguf_fused: Some("ffn_gate_up_exps"),
-    },
-    up: ExpertNames {
-        gguf: "ffn_up_exps",
-        hf_each: "mlp.experts.{}.up_proj",
-        hf_stacked: "mlp.experts.gate_up_proj",
-        gguf_fused: Some("ffn_gate_up_exps"),
-    },
-    down: ExpertNames {
-        gguf: "ffn_down_exps",
-        hf_each: "mlp.experts.{}.down_proj",
-        hf_stacked: "mlp.experts.down_proj",
-        gguf_fused: None,
-    },
-};
 
 const STYLE: HybridStyle = HybridStyle {
     mixer_norms: DenseStyle::PRE_NORM.attention_norms,
     attention: GqaStyle { qk_norm: QkNorm::PerHead, ..GqaStyle::PLAIN },
     ffn_norms: DenseStyle::PRE_NORM.ffn_norms,
     ffn: FfnNames::USUAL,
-    experts: EXPERTS,
+    experts: MoeNames::USUAL,
     activation: Activation::Silu,
 };
 

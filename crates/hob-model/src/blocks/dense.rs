@@ -7,7 +7,7 @@ use super::decoder::{Decoder, Layer};
 use super::ends::Stream;
 use super::gqa::{Gqa, GqaStyle};
 use super::step::Step;
-use super::swiglu::{FfnNames, Swiglu};
+use super::swiglu::{FfnNames, FfnShape, Swiglu};
 use crate::arch::Architecture;
 use crate::needs::{Name, Needs};
 use crate::{Config, LayerConfig, Result};
@@ -51,7 +51,7 @@ impl DenseLayer {
             around_attention: Branch::new(config, i, style.attention_norms, needs),
             attention: Gqa::new(config, i, style.attention, needs),
             around_ffn: Branch::new(config, i, style.ffn_norms, needs),
-            ffn: Swiglu::new(config.dim, i, layer, (FfnNames::USUAL, style.activation), needs),
+            ffn: Swiglu::new(config.dim, i, FfnShape::of(layer), (FfnNames::USUAL, style.activation), needs),
         }
     }
 }

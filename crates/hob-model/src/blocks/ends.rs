@@ -33,7 +33,7 @@ pub(crate) struct Embedding {
 
 impl Embedding {
     pub fn new(config: &Config, needs: &mut Needs) -> Self {
-        let table = needs.table(needs.naming.top(TABLE), [config.vocab, config.dim]);
+        let table = needs.table(needs.naming.top(TABLE), Group::Ends, [config.vocab, config.dim]);
         Embedding { table, scale: config.embedding_scale }
     }
 

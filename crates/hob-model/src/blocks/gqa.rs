@@ -1,11 +1,12 @@
 //! Grouped-query attention (Ainslie et al. 2023): `heads` query heads share `kv_heads` heads of K and V.
 
-use hob_compute::{Attend, AttendNew, Combine};
+use hob_compute::{Attend, AttendNew, Combine, Map, Rope, Rotation};
 
 use super::ends::Norm;
 use super::step::{Projection, Projections, Step};
-use crate::needs::{BufId, Group, Name, Needs, Rows};
-use crate::{Config, LayerConfig, LayerState, Mixer, Result};
+use crate::config::ValueSource;
+use crate::needs::{BufId, Group, Name, Needs, Rows, WeightId};
+use crate::{Config, DeltaConfig, LayerConfig, LayerState, Mixer, Result};
 
 /// How an architecture spells the tensors of its attention.
 #[derive(Copy, Clone)]
@@ -38,6 +39,8 @@ pub(crate) enum QkNorm {
     None,
     /// Every head by itself, with one weight for all: `[head_dim]`.
     PerHead,
+    /// As [`QkNorm::PerHead`] or not at all, by [`LayerConfig::head_norms`].
+    AsConfigured,
     /// All heads as one row: `[heads * head_dim]`.
     Whole,
 }
@@ -47,10 +50,15 @@ pub(crate) enum QkNorm {
 pub(crate) struct GqaStyle {
     pub names: GqaNames,
     pub qk_norm: QkNorm,
+    /// A logit of every head that takes its share of the softmax and gives no value; spelled in full within the layer.
+    pub sinks: Option<Name>,
+    /// Whether every head of V is normed too, without weights.
+    pub v_norm: bool,
 }
 
 impl GqaStyle {
-    pub const PLAIN: GqaStyle = GqaStyle { names: GqaNames::USUAL, qk_norm: QkNorm::None };
+    pub const PLAIN: GqaStyle =
+        GqaStyle { names: GqaNames::USUAL, qk_norm: QkNorm::None, sinks: None, v_norm: false };
 }
 
 /// One layer's attention.
@@ -63,19 +71,31 @@ pub(crate) struct Gqa {
     window: Option<usize>,
     rope: Option<usize>,
     wq: Projection,
-    wk: Projection,
-    wv: Projection,
+    /// `None` where K and V are another layer's.
+    kv: Option<KeysValues>,
     wo: Projection,
-    /// Of q and of k.
-    norms: Option<[Norm; 2]>,
+    /// Of the output, and where it goes, `[rows, heads * head_dim]`.
+    gate: Option<(Projection, BufId)>,
+    /// Of q.
+    q_norm: Option<Norm>,
+    sinks: Option<WeightId>,
     /// `[rows, heads * head_dim]`
     q: BufId,
+    /// `[rows, heads * head_dim]`
+    mixed: BufId,
+}
+
+/// How a layer makes the K and V that it remembers.
+struct KeysValues {
+    wk: Projection,
+    /// `None` where V is what K is made from, under a norm of its own.
+    wv: Option<Projection>,
+    k_norm: Option<Norm>,
+    v_norm: Option<Norm>,
     /// `[rows, kv_heads * head_dim]`
     k: BufId,
     /// `[rows, kv_heads * head_dim]`
     v: BufId,
-    /// `[rows, heads * head_dim]`
-    mixed: BufId,
 }
 
 impl Gqa {
@@ -85,49 +105,159 @@ impl Gqa {
         let &LayerConfig { heads, kv_heads, head_dim, biases, .. } = layer;
         let (wide, narrow, names) = (heads * head_dim, kv_heads * head_dim, style.names);
         let mut add = Projections { layer: i, group: Group::Attention, needs };
-        let [wq, wk, wv] = if layer.fused.qkv {
-            add.fused(names.qkv, [wide, narrow, narrow], config.dim, biases.qkv)
-        } else {
-            [(names.q, wide), (names.k, narrow), (names.v, narrow)]
-                .map(|(name, rows)| add.add(name, rows, config.dim, biases.qkv))
+        let mut gate = None;
+        let mut part = |name, rows| add.add(name, rows, config.dim, biases.qkv);
+        let (wq, made) = match layer.values {
+            ValueSource::Own if layer.gated => {
+                let [wk, wv] = [names.k, names.v].map(|name| part(name, narrow));
+                let [wq, half] = add.halves(names.q, heads, head_dim, config.dim);
+                gate = Some(half);
+                (wq, Some((wk, Some(wv))))
+            }
+            ValueSource::Layer(_) => (part(names.q, wide), None),
+            ValueSource::Keys => (part(names.q, wide), Some((part(names.k, narrow), None))),
+            ValueSource::Own if layer.fused.qkv => {
+                let [wq, wk, wv] = add.fused(names.qkv, [wide, narrow, narrow], config.dim, biases.qkv);
+                (wq, Some((wk, Some(wv))))
+            }
+            ValueSource::Own => {
+                let [wq, wk, wv] = [(names.q, wide), (names.k, narrow), (names.v, narrow)]
+                    .map(|(name, rows)| part(name, rows));
+                (wq, Some((wk, Some(wv))))
+            }
         };
         let wo = add.add(names.out, config.dim, wide, biases.out);
-        let mut norm = |name: Name, width: usize, groups: usize| {
-            let weight = needs.norm(needs.naming.layer(i, name, "weight"), width);
-            Norm::new(weight, groups, config.rms_eps)
-        };
-        let norms = match style.qk_norm {
-            QkNorm::None => None,
-            QkNorm::PerHead => {
-                Some([norm(names.q_norm, head_dim, heads), norm(names.k_norm, head_dim, kv_heads)])
-            }
-            QkNorm::Whole => Some([norm(names.q_norm, wide, 1), norm(names.k_norm, narrow, 1)]),
-        };
-        let mut buf = |role, width| needs.scratch(role, Rows::Chunk, width);
-        let (q, k, v, mixed) = (buf("q", wide), buf("k", narrow), buf("v", narrow), buf("mixed", wide));
+        let norms = HeadNorms::new(config, i, style);
+        let q_norm = norms.of(names.q_norm, heads, needs);
+        let kv = made.map(|(wk, wv)| KeysValues {
+            wk,
+            wv,
+            k_norm: norms.of(names.k_norm, kv_heads, needs),
+            v_norm: style.v_norm.then(|| Norm::new(needs.ones(head_dim), kv_heads, config.rms_eps)),
+            k: needs.scratch("k", Rows::Chunk, narrow),
+            v: needs.scratch("v", Rows::Chunk, narrow),
+        });
+        let sinks = style.sinks.map(|name| needs.vector(needs.naming.in_full(i, name), heads));
+        let mut buf = |role| needs.scratch(role, Rows::Chunk, wide);
+        let (q, mixed) = (buf("q"), buf("mixed"));
+        let gate = gate.map(|gate| (gate, buf("output gate")));
         let &LayerConfig { scale, softcap, window, rope, .. } = layer;
-        Gqa { heads, kv_heads, head_dim, scale, softcap, window, rope, wq, wk, wv, wo, norms, q, k, v, mixed }
+        Gqa {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            softcap,
+            window,
+            rope,
+            wq,
+            kv,
+            wo,
+            gate,
+            q_norm,
+            sinks,
+            q,
+            mixed,
+        }
     }
 
     /// `Wo attention(input)`, stored in or added to `out`; K and V of the batch's rows are remembered.
     pub fn run(&self, step: &mut Step, input: BufId, out: BufId, combine: Combine) -> Result<()> {
-        let &Gqa { heads, kv_heads, head_dim, scale, softcap, window, .. } = self;
-        step.linear(input, [(&self.wq, self.q), (&self.wk, self.k), (&self.wv, self.v)], Combine::Store)?;
-        let norms = self.norms.as_ref().map(|norms| norms.each_ref().map(|n| n.of_heads(step)));
-        let rotation = self.rope.map(|table| step.ropes[table]);
-        let [q, k, v, mixed] = [self.q, self.k, self.v, self.mixed].map(|b| step.buf(b));
-        let (seqs, sinks, positions) = (step.seqs, None, step.positions);
-        let attend = Attend { q, out: mixed, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs };
-        step.dev.attend_new(&AttendNew { attend, k, v, norms, rotation, positions })?;
+        match &self.kv {
+            Some(kv) => self.attend(step, input, kv)?,
+            None => self.attend_elsewhere(step, input)?,
+        }
+        if let Some((_, gate)) = self.gate {
+            let ([a, gate], rows) = ([self.mixed, gate].map(|b| step.buf(b)), step.rows());
+            step.dev.map(&Map::SigmoidGate { a, gate, out: a, add: false, rows })?;
+        }
         step.linear(self.mixed, [(&self.wo, out)], combine)
+    }
+
+    fn arguments<'a>(&self, step: &Step<'a>) -> Attend<'a> {
+        let &Gqa { heads, kv_heads, head_dim, scale, softcap, window, .. } = self;
+        let (q, out, sinks) = (step.buf(self.q), step.buf(self.mixed), self.sinks.map(|w| step.weight(w)));
+        Attend { q, out, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs: step.seqs }
+    }
+
+    /// To what the layer remembers, the batch's rows included.
+    fn attend(&self, step: &mut Step, input: BufId, kv: &KeysValues) -> Result<()> {
+        let (q, k) = ((&self.wq, self.q), (&kv.wk, kv.k));
+        match (&kv.wv, &self.gate) {
+            (Some(wv), Some((gate, to))) => {
+                step.linear(input, [q, k, (wv, kv.v), (gate, *to)], Combine::Store)?;
+            }
+            (Some(wv), None) => step.linear(input, [q, k, (wv, kv.v)], Combine::Store)?,
+            (None, _) => step.linear(input, [q, k], Combine::Store)?,
+        }
+        // Before K is normed and rotated. A V that is K's projection is one that is normed: see `KeysValues::wv`.
+        if let Some(norm) = &kv.v_norm {
+            norm.run(step, if kv.wv.is_some() { kv.v } else { kv.k }, kv.v)?;
+        }
+        let of_heads = |norm: &Option<Norm>| norm.as_ref().map(|norm| norm.of_heads(step));
+        let norms = of_heads(&self.q_norm).zip(of_heads(&kv.k_norm)).map(|(q, k)| [q, k]);
+        let rotation = self.rope.map(|table| step.ropes[table]);
+        let (attend, k, v) = (self.arguments(step), step.buf(kv.k), step.buf(kv.v));
+        let positions = step.positions;
+        Ok(step.dev.attend_new(&AttendNew { attend, k, v, norms, rotation, positions })?)
+    }
+
+    /// To what an earlier layer remembers; the runner has put its pages into the step.
+    fn attend_elsewhere(&self, step: &mut Step, input: BufId) -> Result<()> {
+        step.linear(input, [(&self.wq, self.q)], Combine::Store)?;
+        if let Some(norm) = &self.q_norm {
+            norm.run(step, self.q, self.q)?;
+        }
+        if let Some(table) = self.rope {
+            let Rotation { freqs, pairs, magnitude } = step.ropes[table];
+            let (x, heads, head_dim, positions) =
+                (step.buf(self.q), self.heads, self.head_dim, step.positions);
+            step.dev.rope(&Rope { x, heads, head_dim, positions, freqs, pairs, magnitude })?;
+        }
+        let attend = self.arguments(step);
+        Ok(step.dev.attend(&attend)?)
+    }
+}
+
+/// The norms of a layer's heads, before they are rotated.
+struct HeadNorms {
+    layer: usize,
+    head_dim: usize,
+    eps: f32,
+    /// By head or over the row; `None` where there are none.
+    per_head: Option<bool>,
+}
+
+impl HeadNorms {
+    fn new(config: &Config, layer: usize, style: GqaStyle) -> Self {
+        let per_head = match style.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some(true),
+            QkNorm::AsConfigured => config.layers[layer].head_norms.then_some(true),
+            QkNorm::Whole => Some(false),
+        };
+        HeadNorms { layer, head_dim: config.layers[layer].head_dim, eps: config.rms_eps, per_head }
+    }
+
+    fn of(&self, name: Name, heads: usize, needs: &mut Needs) -> Option<Norm> {
+        let (width, groups) =
+            if self.per_head? { (self.head_dim, heads) } else { (heads * self.head_dim, 1) };
+        let weight = needs.norm(needs.naming.layer(self.layer, name, "weight"), width);
+        Some(Norm::new(weight, groups, self.eps))
     }
 }
 
 /// What the layers of `config` remember.
 pub(crate) fn kv_states(config: &Config) -> Vec<LayerState> {
     let state = |layer: &LayerConfig| match layer.mixer {
-        Mixer::Attention => LayerState::Kv { heads: layer.kv_heads, dim: layer.head_dim },
+        Mixer::Attention => match layer.values {
+            ValueSource::Layer(layer) => LayerState::Shared { layer },
+            ValueSource::Own | ValueSource::Keys => {
+                LayerState::Kv { heads: layer.kv_heads, dim: layer.head_dim }
+            }
+        },
         Mixer::ShortConv { taps } => LayerState::Conv { channels: config.dim, taps },
+        Mixer::DeltaNet(DeltaConfig { shape, taps, .. }) => LayerState::Delta { shape, taps },
     };
     config.layers.iter().map(state).collect()
 }

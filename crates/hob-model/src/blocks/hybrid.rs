@@ -1,15 +1,16 @@
-//! A layer whose parts are chosen by its config: attention or a convolution, then one feed-forward block or a mixture.
+//! A layer whose parts are chosen by its config: attention, a convolution or a delta rule, then one feed-forward block or a mixture.
 
 use hob_compute::Activation;
 
 use super::branch::{Branch, BranchNorms};
 use super::decoder::{Decoder, Layer};
+use super::delta_net::DeltaNet;
 use super::ends::Stream;
 use super::gqa::{Gqa, GqaStyle};
 use super::moe::{Moe, MoeNames};
 use super::short_conv::ShortConv;
 use super::step::Step;
-use super::swiglu::{FfnNames, Swiglu};
+use super::swiglu::{FfnNames, FfnShape, Swiglu};
 use crate::arch::Architecture;
 use crate::needs::{Name, Needs};
 use crate::{Config, LayerConfig, Mixer, Result};
@@ -35,13 +36,14 @@ impl HybridStyle {
 }
 
 enum Mixing {
-    Attention(Gqa),
+    Attention(Box<Gqa>),
     ShortConv(ShortConv),
+    DeltaNet(DeltaNet),
 }
 
 enum Ffn {
     Gated(Swiglu),
-    Experts(Moe),
+    Experts(Box<Moe>),
 }
 
 /// One layer's weights and buffers.
@@ -65,15 +67,23 @@ impl HybridLayer {
         HybridLayer {
             around_mixer: Branch::new(config, i, style.mixer_norms, needs),
             mixer: match layer.mixer {
-                Mixer::Attention => Mixing::Attention(Gqa::new(config, i, style.attention, needs)),
+                Mixer::Attention => Mixing::Attention(Box::new(Gqa::new(config, i, style.attention, needs))),
                 Mixer::ShortConv { taps } => Mixing::ShortConv(ShortConv::new(dim, i, taps, needs)),
+                Mixer::DeltaNet(delta) => Mixing::DeltaNet(DeltaNet::new(config, i, delta, needs)),
             },
             around_ffn: Branch::new(config, i, style.ffn_norms, needs),
             ffn: match &layer.experts {
-                Some(experts) => {
-                    Ffn::Experts(Moe::new(dim, i, experts, (style.experts, style.activation), needs))
+                Some(experts) => Ffn::Experts(Box::new(Moe::new(
+                    dim,
+                    i,
+                    experts,
+                    (style.experts, style.activation),
+                    needs,
+                ))),
+                None => {
+                    let shape = FfnShape::of(layer);
+                    Ffn::Gated(Swiglu::new(dim, i, shape, (style.ffn, style.activation), needs))
                 }
-                None => Ffn::Gated(Swiglu::new(dim, i, layer, (style.ffn, style.activation), needs)),
             },
         }
     }
@@ -85,6 +95,7 @@ impl Layer for HybridLayer {
         self.around_mixer.run(step, stream, |s, from, to, how| match &self.mixer {
             Mixing::Attention(attention) => attention.run(s, from, to, how),
             Mixing::ShortConv(conv) => conv.run(s, from, to, how),
+            Mixing::DeltaNet(delta) => delta.run(s, from, to, how),
         })?;
         self.around_ffn.run(step, stream, |s, from, to, how| match &self.ffn {
             Ffn::Gated(ffn) => ffn.run(s, from, to, how),

@@ -1,6 +1,6 @@
 //! The gated short convolution of LFM2: `Wo (C * conv(B * u))` with `[B | C | u] = Wi x`.
 
-use hob_compute::Combine;
+use hob_compute::{Combine, ConvForm};
 
 use super::step::{Projection, Projections, Step};
 use crate::needs::{BufId, Group, Name, Needs, Rows, WeightId};
@@ -47,9 +47,10 @@ impl ShortConv {
     /// Stored in or added to `out`; the last columns of every sequence are remembered.
     pub fn run(&self, step: &mut Step, input: BufId, out: BufId, combine: Combine) -> Result<()> {
         step.linear(input, [(&self.wi, self.bcu)], Combine::Store)?;
-        let [bcu, state, mixed] = [self.bcu, self.state, self.mixed].map(|b| step.buf(b));
+        let [x, state, mixed] = [self.bcu, self.state, self.mixed].map(|b| step.buf(b));
         let (taps, seqs) = (step.weight(self.taps), step.slots);
-        step.dev.short_conv(&hob_compute::ShortConv { bcu, taps, state, seqs, out: mixed })?;
+        let form = ConvForm::Gated;
+        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, state, seqs, out: mixed })?;
         step.linear(self.mixed, [(&self.wo, out)], combine)
     }
 }

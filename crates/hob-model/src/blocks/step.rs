@@ -4,6 +4,7 @@ use hob_compute::{Buf, Combine, Compute, Linear, Product, Rotation, SeqRows, Slo
 
 use crate::Result;
 use crate::needs::{BufId, Group, Name, Needs, WeightId};
+use crate::stacked::Part;
 
 /// What the runner hands to every block.
 pub(crate) struct Step<'a> {
@@ -85,6 +86,17 @@ impl Projections<'_> {
         let weight = self.needs.matrix(naming.layer(self.layer, name, "weight"), self.group, [rows, cols]);
         let bias = bias.then(|| self.needs.vector(naming.layer(self.layer, name, "bias"), rows));
         Projection { weight, bias }
+    }
+
+    /// Two matrices stored as one, head by head: `head_dim` rows of the first, as many of the second.
+    pub fn halves(&mut self, name: Name, heads: usize, head_dim: usize, cols: usize) -> [Projection; 2] {
+        let name = self.needs.naming.layer(self.layer, name, "weight");
+        let shape = vec![2 * heads * head_dim, cols];
+        [0, 1].map(|half| {
+            let part = |h| Part::rows(name.clone(), shape.clone(), (2 * h + half) * head_dim, head_dim);
+            let weight = self.needs.gathered(self.group, cols, vec![(0..heads).map(part).collect()]);
+            Projection { weight, bias: None }
+        })
     }
 
     /// Matrices stored as one, in rows of the given numbers; a bias is stored as one too.

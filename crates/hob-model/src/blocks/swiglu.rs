@@ -25,6 +25,26 @@ impl FfnNames {
     };
 }
 
+/// The size of a feed-forward block, and how its matrices are stored.
+#[derive(Copy, Clone)]
+pub(crate) struct FfnShape {
+    /// Of the hidden layer.
+    pub width: usize,
+    pub bias: bool,
+    /// Whether gate and up are one matrix.
+    pub fused: bool,
+}
+
+impl FfnShape {
+    pub fn of(layer: &LayerConfig) -> Self {
+        FfnShape { width: layer.ffn, bias: layer.biases.ffn, fused: layer.fused.gate_up }
+    }
+
+    pub fn plain(width: usize) -> Self {
+        FfnShape { width, bias: false, fused: false }
+    }
+}
+
 /// One layer's feed-forward block.
 pub(crate) struct Swiglu {
     gate: Projection,
@@ -40,13 +60,13 @@ impl Swiglu {
     pub fn new(
         dim: usize,
         i: usize,
-        layer: &LayerConfig,
+        shape: FfnShape,
         (names, activation): (FfnNames, Activation),
         needs: &mut Needs,
     ) -> Self {
-        let (ffn, bias) = (layer.ffn, layer.biases.ffn);
+        let FfnShape { width: ffn, bias, fused } = shape;
         let mut add = Projections { layer: i, group: Group::Ffn, needs };
-        let [gate, up] = if layer.fused.gate_up {
+        let [gate, up] = if fused {
             add.fused(names.gate_up, [ffn, ffn], dim, bias)
         } else {
             [names.gate, names.up].map(|name| add.add(name, ffn, dim, bias))

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::keys::{Key, Keys};
 use super::rope::rope;
-use super::{Biases, Config, Fused, LayerConfig, Mixer, attention_scale};
+use super::{Biases, Config, Fused, LayerConfig, Mixer, ValueSource, attention_scale};
 use crate::arch::Entry;
 use crate::{ModelError, Naming, Result};
 
@@ -15,6 +15,7 @@ const VOCAB: Key = Key { gguf: "vocab_size", hf: "vocab_size" };
 const DIM: Key = Key { gguf: "embedding_length", hf: "hidden_size" };
 const LAYERS: Key = Key { gguf: "block_count", hf: "num_hidden_layers" };
 const FFN: Key = Key { gguf: "feed_forward_length", hf: "intermediate_size" };
+const EXPERT_FFN: Key = Key { gguf: "expert_feed_forward_length", hf: "moe_intermediate_size" };
 const HEADS: Key = Key { gguf: "attention.head_count", hf: "num_attention_heads" };
 const KV_HEADS: Key = Key { gguf: "attention.head_count_kv", hf: "num_key_value_heads" };
 const HEAD_DIM: Key = Key { gguf: "attention.key_length", hf: "head_dim" };
@@ -54,7 +55,11 @@ pub(crate) fn dense(keys: &Keys, entry: &Entry) -> Result<Config> {
     }
     let heads = keys.need(HEADS, keys.per_layer(HEADS, count)?)?;
     let kv_heads = keys.per_layer(KV_HEADS, count)?.unwrap_or_else(|| heads.clone());
-    let ffn = keys.need(FFN, keys.per_layer(FFN, count)?)?;
+    // Where all layers are mixtures, a file may name the width of their experts only.
+    let ffn = match keys.per_layer(FFN, count)? {
+        Some(ffn) => ffn,
+        None => keys.need(FFN, keys.per_layer(EXPERT_FFN, count)?)?,
+    };
     let Some(&first) = heads.first().filter(|&&h| h > 0) else {
         return Err(ModelError::config(keys.spell(HEADS), "at least one head in at least one layer", 0));
     };
@@ -78,6 +83,10 @@ pub(crate) fn dense(keys: &Keys, entry: &Entry) -> Result<Config> {
         ffn: ffn[i],
         biases: Biases::default(),
         fused: fused(keys, entry),
+        gated: false,
+        head_norms: false,
+        values: ValueSource::Own,
+        output_scale: 1.0,
         experts: None,
     });
     Ok(Config {
@@ -85,15 +94,37 @@ pub(crate) fn dense(keys: &Keys, entry: &Entry) -> Result<Config> {
         vocab: vocab(keys)?,
         dim,
         layers: layers.collect(),
+        drafting: 0,
         ropes: vec![rope(keys, entry, head_dim)?],
         ctx_train: keys.need(CTX_TRAIN, keys.usize(CTX_TRAIN)?)?,
         rms_eps: keys.need(RMS_EPS, keys.f64(RMS_EPS)?.or(keys.f64(NORM_EPS)?))? as f32,
         tied: tied(keys, entry)?,
         embedding_scale: 1.0,
+        layer_input: None,
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,
     })
+}
+
+/// Takes the blocks that predict further tokens (MTP) off the layers. A GGUF counts them among its blocks, a config.json
+/// does not.
+///
+/// # Errors
+/// [`ModelError::Config`] when no layer would be left.
+pub(crate) fn drafting(keys: &Keys, config: &mut Config) -> Result<()> {
+    const DRAFTING: Key = Key { gguf: "nextn_predict_layers", hf: "num_nextn_predict_layers" };
+    const MTP: Key = Key { gguf: DRAFTING.gguf, hf: "mtp_num_hidden_layers" };
+    config.drafting = keys.usize(DRAFTING)?.or(keys.usize(MTP)?).unwrap_or(0);
+    if keys.naming() == Naming::Gguf {
+        let count = config.layers.len();
+        let Some(left) = count.checked_sub(config.drafting).filter(|&left| left > 0) else {
+            let expected = format!("fewer than the {count} blocks");
+            return Err(ModelError::config(keys.spell(DRAFTING), expected, config.drafting));
+        };
+        config.layers.truncate(left);
+    }
+    Ok(())
 }
 
 /// A multiplier that changes nothing where the file does not name it.
@@ -158,7 +189,8 @@ fn tied(keys: &Keys, entry: &Entry) -> Result<bool> {
 /// The feed-forward activation must be the architecture's; GGUF files of these architectures do not name one.
 fn activation(keys: &Keys, wanted: Activation) -> Result<()> {
     let names: &[&str] = match wanted {
-        Activation::Silu => &["silu", "swish"],
+        // gpt-oss's config.json says SiLU.
+        Activation::Silu | Activation::ClampedSwiglu { .. } => &["silu", "swish"],
         Activation::GeluTanh => &["gelu_pytorch_tanh", "gelu_new"],
     };
     let (key, found) = match keys.json("hidden_activation") {

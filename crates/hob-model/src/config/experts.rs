@@ -1,18 +1,27 @@
 //! The keys that mixtures of experts share.
 
-use hob_compute::{Gating, Routing};
+use hob_compute::{Gating, GroupScore, Groups, Routing};
 
-use super::ExpertConfig;
 use super::keys::{Key, Keys};
+use super::{ExpertConfig, ExpertShape};
 use crate::{ModelError, Naming, Result};
 
-const COUNT: Key = Key { gguf: "expert_count", hf: "num_experts" };
-const LOCAL_COUNT: Key = Key { gguf: "expert_count", hf: "num_local_experts" };
-const USED: Key = Key { gguf: "expert_used_count", hf: "num_experts_per_tok" };
+/// The same facts under the names that families of checkpoints have for them.
+const COUNTS: [Key; 3] = [
+    Key { gguf: "expert_count", hf: "num_experts" },
+    Key { gguf: "expert_count", hf: "num_local_experts" },
+    Key { gguf: "expert_count", hf: "n_routed_experts" },
+];
+const USED: [Key; 2] = [
+    Key { gguf: "expert_used_count", hf: "num_experts_per_tok" },
+    Key { gguf: "expert_used_count", hf: "top_k_experts" },
+];
 const FF: Key = Key { gguf: "expert_feed_forward_length", hf: "moe_intermediate_size" };
 const GATING: Key = Key { gguf: "expert_gating_func", hf: "" };
 const NORMALIZE: Key = Key { gguf: "expert_weights_norm", hf: "norm_topk_prob" };
 const SCALE: Key = Key { gguf: "expert_weights_scale", hf: "routed_scaling_factor" };
+const GROUPS: Key = Key { gguf: "expert_group_count", hf: "n_group" };
+const KEPT: Key = Key { gguf: "expert_group_used_count", hf: "topk_group" };
 
 /// What is true of an architecture's router where its files do not say otherwise.
 #[derive(Copy, Clone, Debug)]
@@ -24,15 +33,57 @@ pub(crate) struct RouterDefaults {
     pub eps: f32,
 }
 
-/// Reads the mixture that an architecture's layers share; without selection bias.
+impl RouterDefaults {
+    /// The mixture of a GGUF that says nothing of its router, as a synthesized one; without selection bias or shared
+    /// expert.
+    pub fn mixture(self, shape: ExpertShape) -> ExpertConfig {
+        let ExpertShape { count, top_k, ff } = shape;
+        let normalize = (self.gating != Gating::SoftmaxSelected).then_some(self.eps);
+        let routing = Routing { top_k, gating: self.gating, normalize, scale: 1.0, groups: None };
+        ExpertConfig {
+            count,
+            ff,
+            routing,
+            bias: false,
+            shared: None,
+            biased: false,
+            aside: false,
+            clamp: None,
+        }
+    }
+}
+
+/// The number of experts a file names; none and 0 are a model without.
 ///
 /// # Errors
 /// [`ModelError::Config`] naming the key.
-pub(crate) fn experts(keys: &Keys, defaults: RouterDefaults) -> Result<ExpertConfig> {
-    let count = match keys.usize(COUNT)? {
-        Some(count) => Some(count),
-        None => keys.usize(LOCAL_COUNT)?,
-    };
+pub(crate) fn expert_count(keys: &Keys) -> Result<Option<usize>> {
+    Ok(first(keys, &COUNTS)?.filter(|&count| count > 0))
+}
+
+fn first(keys: &Keys, names: &[Key]) -> Result<Option<usize>> {
+    for &key in names {
+        if let Some(value) = keys.usize(key)? {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
+/// Which groups of experts stay. One group is none.
+fn groups(keys: &Keys, gating: Gating) -> Result<Option<Groups>> {
+    let Some(count) = keys.usize(GROUPS)?.filter(|&count| count > 1) else { return Ok(None) };
+    let top = keys.need(KEPT, keys.usize(KEPT)?)?;
+    let score = if gating == Gating::Softmax { GroupScore::Best } else { GroupScore::BestTwo };
+    Ok(Some(Groups { count, top, score }))
+}
+
+/// Reads the mixture that an architecture's layers share; without selection bias or shared expert. `ffn` is the width of the feed-forward
+/// block, which counts where no key names that of the experts.
+///
+/// # Errors
+/// [`ModelError::Config`] naming the key.
+pub(crate) fn experts(keys: &Keys, defaults: RouterDefaults, ffn: Option<usize>) -> Result<ExpertConfig> {
     let gating = match keys.usize(GATING)?.filter(|_| keys.naming() == Naming::Gguf) {
         None | Some(0) => defaults.gating,
         Some(1) => Gating::Softmax,
@@ -48,16 +99,21 @@ pub(crate) fn experts(keys: &Keys, defaults: RouterDefaults) -> Result<ExpertCon
         Naming::HuggingFace => keys.bool(NORMALIZE)?.unwrap_or(defaults.normalize),
     };
     Ok(ExpertConfig {
-        count: keys.need(COUNT, count)?,
-        ff: keys.need(FF, keys.usize(FF)?)?,
+        count: keys.need(COUNTS[0], first(keys, &COUNTS)?)?,
+        ff: keys.need(FF, keys.usize(FF)?.or(ffn))?,
         routing: Routing {
-            top_k: keys.need(USED, keys.usize(USED)?)?,
+            top_k: keys.need(USED[0], first(keys, &USED)?)?,
             gating,
-            normalize: normalize.then_some(defaults.eps),
+            // What is a softmax of the selected ones sums to 1.
+            normalize: (normalize && gating != Gating::SoftmaxSelected).then_some(defaults.eps),
             // Converters write 0 for "none".
             scale: keys.f64(SCALE)?.filter(|&s| s != 0.0).unwrap_or(1.0) as f32,
-            groups: None,
+            groups: groups(keys, gating)?,
         },
         bias: false,
+        shared: None,
+        biased: false,
+        aside: false,
+        clamp: None,
     })
 }

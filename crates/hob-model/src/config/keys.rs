@@ -72,6 +72,22 @@ impl<'a> Keys<'a> {
         source::find(self.file, name).is_some()
     }
 
+    /// The value of a tensor of one, where there is such a tensor.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensor`] when it has more, or cannot be read.
+    pub fn scalar(&self, name: &str) -> Result<Option<f32>> {
+        let Some(tensor) = source::find(self.file, name) else { return Ok(None) };
+        let fail = |problem: String| ModelError::Tensor { name: tensor.name.clone(), problem };
+        if tensor.shape.iter().product::<usize>() != 1 || tensor.format.block_len() != 1 {
+            return Err(fail(format!("expected one number, found {:?} of {}", tensor.shape, tensor.format)));
+        }
+        let (mut bytes, mut value) = (vec![0u8; tensor.bytes as usize], [0f32]);
+        self.file.read_at(tensor, 0, &mut bytes).map_err(|e| fail(format!("reading it failed: {e}")))?;
+        hob_quant::decode_row(tensor.format, &bytes, &mut value).map_err(|e| fail(e.to_string()))?;
+        Ok(Some(value[0]))
+    }
+
     /// The key as the file spells it.
     pub fn spell(&self, key: Key) -> String {
         match self.naming() {

@@ -25,7 +25,7 @@ pub(crate) const LONG: &str = "rope_factors_long.weight";
 pub(crate) const ROPE_TENSORS: [&str; 3] = [DIVISORS, SHORT, LONG];
 
 const CTX_TRAIN: Key = Key { gguf: "context_length", hf: "max_position_embeddings" };
-const KNOWN: &str = "default, linear, llama3, yarn or longrope";
+const KNOWN: &str = "default, linear, llama3, yarn, longrope or proportional";
 
 /// Reads the rotary table of a model's layers, or of those that see all positions.
 ///
@@ -226,6 +226,16 @@ fn hugging_face(section: &Section, entry: &Entry, head_dim: usize, base: f64) ->
     };
     if !(partial > 0.0 && partial <= 1.0) {
         return Err(ModelError::config("partial_rotary_factor", "more than 0 and at most 1", partial));
+    }
+    // Here all of a head is paired, and the part says how many pairs rotate.
+    let proportional = section.get("rope_type").is_some_and(|kind| kind.as_str() == Some("proportional"));
+    if proportional {
+        let pairs = (partial * head_dim as f64 / 2.0) as usize;
+        if let Some(factor) = section.number("factor")?.filter(|&f| f != 1.0) {
+            return Err(unknown(&section.key("factor"), "1 beside proportional", factor));
+        }
+        let scaling = RopeScaling::Proportional { pairs };
+        return Ok(RopeConfig { base, rotary: head_dim, pairs: entry.hf_pairs, scaling, magnitude: 1.0 });
     }
     let rotary = (head_dim as f64 * partial) as usize;
     // Ministral 3 scales queries by the logarithm of their position.

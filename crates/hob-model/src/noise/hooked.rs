@@ -128,6 +128,10 @@ impl<H: Hook> Compute for Hooked<'_, H> {
         self.dev.short_conv(args)
     }
 
+    fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
+        self.dev.delta_net(args)
+    }
+
     fn submit(&mut self) -> Result<Ticket> {
         self.dev.submit()
     }

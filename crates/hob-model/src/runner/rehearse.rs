@@ -52,7 +52,8 @@ impl Model {
             let at = |i: usize| pages.get(i).or(pages.last()).copied();
             (0..count).map_while(at).collect()
         };
-        let tables = (0..self.info.config.layers.len()).map(table).collect();
+        let config = &self.info.config;
+        let tables = (0..config.layers.len()).map(|layer| table(config.kv_layer(layer))).collect();
         self.sequences.close(sequence)?;
         reserved.map(|()| tables)
     }

@@ -65,9 +65,16 @@ pub unsafe fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [
     for i in (0..out.len()).step_by(8) {
         // SAFETY: i + 8 <= len of all three.
         unsafe {
-            let g = _mm256_loadu_ps(gate.as_ptr().add(i));
-            let u = _mm256_loadu_ps(up.as_ptr().add(i));
+            let mut g = _mm256_loadu_ps(gate.as_ptr().add(i));
+            let mut u = _mm256_loadu_ps(up.as_ptr().add(i));
             let t = match activation {
+                Activation::ClampedSwiglu { alpha, limit } => {
+                    // Of a NaN and a limit these take the NaN, their second operand.
+                    g = _mm256_min_ps(_mm256_set1_ps(limit), g);
+                    u = _mm256_max_ps(_mm256_set1_ps(-limit), _mm256_min_ps(_mm256_set1_ps(limit), u));
+                    u = _mm256_add_ps(u, one);
+                    _mm256_mul_ps(_mm256_set1_ps(-alpha), g)
+                }
                 Activation::Silu => _mm256_xor_ps(g, _mm256_set1_ps(-0.0)),
                 Activation::GeluTanh => {
                     let c = _mm256_fmadd_ps(_mm256_mul_ps(g, g), _mm256_set1_ps(0.044_715), one);

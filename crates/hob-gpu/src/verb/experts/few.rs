@@ -22,6 +22,7 @@ struct Gate {
     /// Whether they multiply int8, and whether the result is written so.
     int8: [bool; 2],
     hidden8: bool,
+    biased: bool,
     activation: Activation,
 }
 
@@ -38,6 +39,7 @@ impl Gpu {
             formats: [gate, up],
             int8: [gate, up].map(int8),
             hidden8: mixture.hidden.int8.is_some(),
+            biased: mixture.biases.is_some(),
             activation: args.activation,
         };
         let kernel = self.stream.kernel(kind.key(), || kind.source())?;
@@ -45,6 +47,7 @@ impl Gpu {
         for ([gate, up], experts) in self.gate_parts(mixture)? {
             let mut bindings = vec![mixture.routes, gate.weights, up.weights];
             bindings.extend(mixture.x.buffers());
+            bindings.extend(mixture.biases.into_iter().flat_map(|[gate, up, _]| [gate, up]));
             bindings.extend(mixture.hidden.buffers());
             let sizes = [
                 cols,
@@ -74,12 +77,15 @@ impl Gpu {
     fn few_down(&mut self, mixture: &Mixture) -> Result<()> {
         let Mixture { args, shapes, formats: [_, _, down], .. } = *mixture;
         let int8 = mixture.hidden.int8.is_some();
-        let key = KernelKey { name: "expert down", params: [down.ggml_id(), int8.into(), 0, 0, 0, 0, 0, 0] };
-        let kernel = self.stream.kernel(key, || down_source(down, int8))?;
+        let biased = mixture.biases.is_some();
+        let params = [down.ggml_id(), int8.into(), biased.into(), 0, 0, 0, 0, 0];
+        let key = KernelKey { name: "expert down", params };
+        let kernel = self.stream.kernel(key, || down_source(down, int8, biased))?;
         let (outputs, cols) = (shapes.down.rows, shapes.down.width);
         for (i, part) in self.expert_parts(args.down, outputs)?.into_iter().enumerate() {
             let mut bindings = vec![mixture.routes, mixture.out, part.weights];
             bindings.extend(mixture.hidden.buffers());
+            bindings.extend(mixture.biases.map(|[.., down]| down));
             let add = args.add || i > 0;
             let sizes = [
                 cols,
@@ -119,8 +125,10 @@ impl Gpu {
 impl Gate {
     fn key(self) -> KernelKey {
         let [gate, up] = self.formats.map(|f| f.ggml_id());
-        let flags = self.int8.into_iter().chain([self.hidden8]).fold(0, |bits, on| bits << 1 | u32::from(on));
-        let params = [gate, up, flags, activation_key(self.activation), 0, 0, 0, 0];
+        let flags = self.int8.into_iter().chain([self.hidden8, self.biased]);
+        let flags = flags.fold(0, |bits, on| bits << 1 | u32::from(on));
+        let [activation, alpha, limit] = activation_key(self.activation);
+        let params = [gate, up, flags, activation, alpha, limit, 0, 0];
         KernelKey { name: "expert gate", params }
     }
 
@@ -128,12 +136,16 @@ impl Gate {
         let [gate, up] = self.formats;
         let [gate8, up8] = self.int8;
         let forms = Forms { int8: gate8 || up8, rows: !(gate8 && up8) };
-        let out = 3 + forms.bindings();
+        let bias = 3 + forms.bindings();
+        let out = if self.biased { bias + 2 } else { bias };
         let wgsl = products(&[(gate, "g", gate8), (up, "u", up8)], self.activation)
             .flag("HIDDEN8", self.hidden8)
+            .flag("BIASED", self.biased)
+            .value("BIAS_G", bias)
+            .value("BIAS_U", bias + 1)
             .value("TEAM", GATE_TEAM)
             .value("LANES", 32 * GATE_TEAM)
-            .value("X", out - 1)
+            .value("X", bias - 1)
             .value("OUT", out)
             .value("META", out + 1)
             .value("VALUES", "values")
@@ -145,12 +157,15 @@ impl Gate {
     }
 }
 
-fn down_source(down: Format, int8: bool) -> Source {
+fn down_source(down: Format, int8: bool, biased: bool) -> Source {
+    let forms = if int8 { 2 } else { 1 };
     let wgsl = products(&[(down, "d", int8)], Activation::Silu)
+        .flag("BIASED", biased)
+        .value("BIAS", 3 + forms)
         .value("TEAM", DOWN_TEAM)
         .value("LANES", DOWN_LANES)
         .render(include_str!("../../wgsl/expert_down.wgsl"));
     let mut bindings = vec![Access::Read, Access::Write, Access::Read];
-    bindings.extend(vec![Access::Read; if int8 { 2 } else { 1 }]);
+    bindings.extend(vec![Access::Read; forms + usize::from(biased)]);
     Source { wgsl, bindings }
 }

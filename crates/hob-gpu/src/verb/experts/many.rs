@@ -62,6 +62,8 @@ struct Tiles<'a> {
     kernel: crate::stream::Kernel,
     input: Input,
     parts: &'a [Part],
+    /// Of the weights of the parts.
+    biases: &'a [BufferId],
     experts: Range<usize>,
     out: &'a [BufferId],
     blocks: usize,
@@ -121,15 +123,18 @@ impl Gpu {
     fn tile_gate(&mut self, mixture: &Mixture, slab: &Slab) -> Result<()> {
         let [gate, up, _] = mixture.formats;
         let activation = mixture.args.activation;
-        let params = [gate.ggml_id(), up.ggml_id(), activation_key(activation), 1, 0, 0, 0, 0];
+        let (biased, [kind, alpha, limit]) = (mixture.biases.is_some(), activation_key(activation));
+        let params = [gate.ggml_id(), up.ggml_id(), kind, 1, alpha, limit, biased.into(), 0];
         let key = KernelKey { name: "expert tile", params };
-        let kernel = self.stream.kernel(key, || tile_source(&[(gate, "a"), (up, "b")], activation))?;
+        let kernel =
+            self.stream.kernel(key, || tile_source(&[(gate, "a"), (up, "b")], activation, biased))?;
+        let biases: Vec<BufferId> = mixture.biases.iter().flat_map(|&[gate, up, _]| [gate, up]).collect();
         let shape = mixture.shapes.gate;
         let out: Vec<BufferId> = mixture.hidden.buffers().collect();
         for (parts, experts) in self.gate_parts(mixture)? {
             let (blocks, outputs) = (shape.width.div_ceil(32), shape.rows);
-            let input = mixture.x;
-            let tiles = Tiles { kernel, input, parts: &parts, experts, out: &out, blocks, outputs, wide: 32 };
+            let (input, parts, biases, out) = (mixture.x, &parts, &biases, &out);
+            let tiles = Tiles { kernel, input, parts, biases, experts, out, blocks, outputs, wide: 32 };
             self.dispatch_expert_tiles(mixture, slab, &tiles)?;
         }
         Ok(())
@@ -137,14 +142,17 @@ impl Gpu {
 
     fn tile_down(&mut self, mixture: &Mixture, slab: &Slab) -> Result<()> {
         let down = mixture.formats[2];
-        let key = KernelKey { name: "expert tile", params: [down.ggml_id(), 0, 0, 0, 0, 0, 0, 0] };
-        let kernel = self.stream.kernel(key, || tile_source(&[(down, "a")], Activation::Silu))?;
+        let biased = mixture.biases.is_some();
+        let params = [down.ggml_id(), 0, 0, 0, 0, 0, biased.into(), 0];
+        let key = KernelKey { name: "expert tile", params };
+        let kernel = self.stream.kernel(key, || tile_source(&[(down, "a")], Activation::Silu, biased))?;
+        let biases: Vec<BufferId> = mixture.biases.iter().map(|&[.., down]| down).collect();
         let shape = mixture.shapes.down;
         for part in self.expert_parts(mixture.args.down, shape.rows)? {
             let (blocks, outputs) = (shape.width.div_ceil(32), shape.rows);
             let (input, out) = (mixture.hidden, &[slab.buffers.products]);
-            let (parts, experts) = (&[part], part.first..part.end);
-            let tiles = Tiles { kernel, input, parts, experts, out, blocks, outputs, wide: 64 };
+            let (parts, biases, experts) = (&[part], &biases, part.first..part.end);
+            let tiles = Tiles { kernel, input, parts, biases, experts, out, blocks, outputs, wide: 64 };
             self.dispatch_expert_tiles(mixture, slab, &tiles)?;
         }
         Ok(())
@@ -154,6 +162,7 @@ impl Gpu {
         let mut bindings = vec![slab.buffers.order, slab.buffers.tiles];
         bindings.extend(tiles.input.buffers());
         bindings.extend(tiles.parts.iter().map(|part| part.weights));
+        bindings.extend(tiles.biases);
         bindings.extend(tiles.out);
         let (top_k, last) = (mixture.args.top_k, &tiles.parts[tiles.parts.len() - 1]);
         let first_pair = slab.rows.start * top_k;
@@ -191,16 +200,23 @@ impl Gpu {
 }
 
 /// Two weights are gate and up, one is down.
-fn tile_source(weights: &[(Format, &str)], activation: Activation) -> Source {
+fn tile_source(weights: &[(Format, &str)], activation: Activation, biased: bool) -> Source {
     let gated = weights.len() == 2;
+    let bias = 4 + weights.len();
+    let out = if biased { bias + weights.len() } else { bias };
     let weights: Vec<_> = weights.iter().map(|&(format, name)| (format, name, true)).collect();
     let wgsl = products(&weights, activation)
         .flag("GATED", gated)
+        .flag("BIASED", biased)
+        .value("BIAS_A", bias)
+        .value("BIAS_B", bias + 1)
+        .value("OUT", out)
+        .value("META", out + 1)
         .value("DEEP", DEEP)
         .value("VALUES", "values")
         .piece("quantize_block", QUANTIZE_BLOCK)
         .render(include_str!("../../wgsl/expert_tile.wgsl"));
-    let mut bindings = vec![Access::Read; 4 + weights.len()];
+    let mut bindings = vec![Access::Read; out];
     bindings.extend(vec![Access::Write; weights.len()]);
     Source { wgsl, bindings }
 }

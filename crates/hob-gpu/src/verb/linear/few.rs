@@ -80,7 +80,7 @@ impl Kind {
                 Combine::Store => 0,
                 Combine::Add => 1,
                 Combine::Gated(Activation::Silu) => 2,
-                Combine::Gated(Activation::GeluTanh) => 3,
+                Combine::Gated(_) => 3,
             } << 4;
         for (p, format) in self.formats.iter().enumerate() {
             formats |= format.map_or(255, Format::ggml_id) << (8 * p);

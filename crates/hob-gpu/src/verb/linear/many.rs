@@ -27,7 +27,7 @@ const FINISH: &str = include_str!("../../wgsl/gemm_finish.wgsl");
 const PLAIN: usize = 64;
 
 /// How a product is computed.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq)]
 pub(crate) enum Way {
     /// Cooperative matrices on the f16 form.
     Coop,
@@ -38,7 +38,7 @@ pub(crate) enum Way {
 }
 
 /// What a kernel's text depends on, its tile apart.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq)]
 pub(crate) struct Spec {
     /// Of the weight, or of gate and up.
     pub formats: [Format; 2],
@@ -69,7 +69,7 @@ impl Spec {
             Combine::Store => 0,
             Combine::Add => 1,
             Combine::Gated(Activation::Silu) => 2,
-            Combine::Gated(Activation::GeluTanh) => 3,
+            Combine::Gated(_) => 3,
         };
         let flags = [self.bias[0], self.bias[1], self.half_out, self.tail];
         let flags = flags.iter().fold(0, |bits, &flag| 2 * bits + u32::from(flag));

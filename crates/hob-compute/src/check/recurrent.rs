@@ -1,0 +1,124 @@
+//! The checks of `short_conv` and `delta_net`.
+
+use super::{Shape, need, need_rows, need_width};
+use crate::{Buf, ConvForm, DeltaNet, DeltaShape, Result, ShortConv, SlotRows};
+
+/// Gives the number of taps. `taps` is the length of the weight vector.
+///
+/// # Errors
+/// Widths that do not meet, rows outside the batch or out of order, a slot that the state does not have.
+pub fn short_conv(args: &ShortConv, x: Shape, taps: usize, state: Shape, out: Shape) -> Result<usize> {
+    const VERB: &str = "short_conv";
+    let dim = out.width;
+    let count = taps / dim;
+    need(
+        taps.is_multiple_of(dim) && count >= 2,
+        VERB,
+        || format!("at least 2 taps for each of {dim} channels"),
+        || format!("{taps} in total"),
+    )?;
+    let parts = if args.form == ConvForm::Gated { 3 } else { 1 };
+    need_width(VERB, "an input", dim.saturating_mul(parts), x)?;
+    need_width(VERB, "a state", taps - dim, state)?;
+    different(VERB, &[args.x, args.state, args.out])?;
+    seqs(VERB, args.seqs, x.rows.min(out.rows), state)?;
+    Ok(count)
+}
+
+/// Shapes of the buffers of a `delta_net`.
+#[derive(Copy, Clone, Debug)]
+pub struct DeltaBufs {
+    pub qkv: Shape,
+    pub z: Shape,
+    pub beta: Shape,
+    pub decay: Shape,
+    pub state: Shape,
+    pub out: Shape,
+}
+
+/// `vectors` are the lengths of rate, bias and norm.
+///
+/// # Errors
+/// As [`short_conv`], and heads that [`delta_shape`] refuses.
+pub fn delta_net(args: &DeltaNet, bufs: &DeltaBufs, vectors: [usize; 3]) -> Result<()> {
+    const VERB: &str = "delta_net";
+    let shape = &args.shape;
+    delta_shape(shape)?;
+    need_width(VERB, "q, k and v", shape.channels(), bufs.qkv)?;
+    need_width(VERB, "a state", shape.state(), bufs.state)?;
+    for (what, width, found) in [
+        ("a gate", shape.width(), bufs.z),
+        ("beta", shape.value_heads, bufs.beta),
+        ("decay", shape.value_heads, bufs.decay),
+        ("an output", shape.width(), bufs.out),
+    ] {
+        need_width(VERB, what, width, found)?;
+    }
+    let [rate, bias, norm] = vectors.map(|width| Shape { rows: 1, width });
+    need_width(VERB, "a rate", shape.value_heads, rate)?;
+    need_width(VERB, "a bias", shape.value_heads, bias)?;
+    need_width(VERB, "a norm", shape.value_dim, norm)?;
+    different(VERB, &[args.qkv, args.z, args.beta, args.decay, args.state, args.out])?;
+    let rows = args.seqs.iter().map(|s| s.row.saturating_add(s.rows)).max().unwrap_or(0);
+    for found in [bufs.z, bufs.beta, bufs.decay] {
+        need_rows(VERB, "an input", rows, found)?;
+    }
+    seqs(VERB, args.seqs, bufs.qkv.rows.min(bufs.out.rows), bufs.state)
+}
+
+/// # Errors
+/// Head dimensions that kernels do not have, or value heads that key heads do not divide.
+pub fn delta_shape(shape: &DeltaShape) -> Result<()> {
+    const VERB: &str = "delta_net";
+    let &DeltaShape { key_heads, value_heads, key_dim, value_dim, .. } = shape;
+    need(
+        key_heads >= 1 && value_heads >= 1 && value_heads.is_multiple_of(key_heads),
+        VERB,
+        || format!("value heads in whole groups of {key_heads} key heads"),
+        || value_heads.to_string(),
+    )?;
+    for dim in [key_dim, value_dim] {
+        need(
+            (1..=DeltaShape::MAX_DIM).contains(&dim) && dim.is_multiple_of(DeltaShape::LANES),
+            VERB,
+            || {
+                format!(
+                    "head dimensions in multiples of {}, at most {}",
+                    DeltaShape::LANES,
+                    DeltaShape::MAX_DIM
+                )
+            },
+            || dim.to_string(),
+        )?;
+    }
+    Ok(())
+}
+
+fn different(verb: &'static str, all: &[Buf]) -> Result<()> {
+    let twice = (1..all.len()).any(|i| all[..i].contains(&all[i]));
+    need(!twice, verb, || format!("{} different buffers", all.len()), || "one buffer in two roles".into())
+}
+
+/// Sequences in ascending rows of a batch of `rows`, in slots that the state has, no slot twice.
+fn seqs(verb: &'static str, seqs: &[SlotRows], rows: usize, state: Shape) -> Result<()> {
+    let mut next = 0usize;
+    for (i, seq) in seqs.iter().enumerate() {
+        let end = seq.row.saturating_add(seq.rows);
+        need(
+            seq.row >= next && end <= rows,
+            verb,
+            || format!("sequences in ascending rows without overlap, between {next} and {rows}"),
+            || format!("rows {}..{end}", seq.row),
+        )?;
+        next = end;
+        need(
+            seq.slot < state.rows,
+            verb,
+            || format!("a slot below {}", state.rows),
+            || seq.slot.to_string(),
+        )?;
+        let twice = seq.rows > 0 && seqs[..i].iter().any(|s| s.rows > 0 && s.slot == seq.slot);
+        need(!twice, verb, || "a slot for each sequence".into(), || format!("slot {} twice", seq.slot))?;
+    }
+    Ok(())
+}

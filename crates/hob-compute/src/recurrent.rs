@@ -1,0 +1,139 @@
+//! Argument structs of the verbs that remember a sequence in fixed size: short convolutions and the gated delta rule.
+//!
+//! They know shapes, rules and which row of a state buffer belongs to whom; where state lies is the device's.
+
+use crate::{Buf, Weight};
+
+/// Consecutive rows of a batch that belong to one sequence, with the row of the state buffers that is the sequence's.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct SlotRows {
+    /// First batch row.
+    pub row: usize,
+    pub rows: usize,
+    /// Position of the first row. State of positions before 0 counts as zero, whatever the slot holds: a slot that
+    /// starts at position 0 needs no clearing.
+    pub position: usize,
+    /// Row of the state buffer.
+    pub slot: usize,
+}
+
+/// What is convolved, and what becomes of the sum.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum ConvForm {
+    /// LFM2: rows are `[B | C | u]`, `channels` floats each; `v = B * u`, `out = C * sum`.
+    Gated,
+    /// Gated DeltaNet, Mamba-2: rows are v; `out = silu(sum)`.
+    Silu,
+}
+
+/// A short causal convolution, depthwise: `sum[t] = sum over j of taps[j] * v[t - K + 1 + j]`.
+///
+/// Numerics: the sum is `taps[0] * v`, then one fma per further tap in ascending j.
+pub struct ShortConv<'a> {
+    pub form: ConvForm,
+    /// `[rows, 3 * channels]` where gated, else `[rows, channels]`.
+    pub x: Buf,
+    /// Vector of `channels * K`, the taps of a channel side by side; K at least 2.
+    pub taps: Weight,
+    /// `[slots, (K - 1) * channels]`: the last K - 1 rows of v, oldest first. Read and rewritten.
+    pub state: Buf,
+    pub seqs: &'a [SlotRows],
+    /// `[rows, channels]`
+    pub out: Buf,
+}
+
+/// Which key head a value head works with, where there are fewer key heads.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum KeyHeads {
+    /// Neighbours share one: `value head * key heads / value heads`, as Hugging Face checkpoints have it.
+    Grouped,
+    /// Value heads go round: `value head mod key heads`, as GGUF converters reorder the Qwen3.5 family.
+    Tiled,
+}
+
+/// Heads of a gated delta rule.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct DeltaShape {
+    pub key_heads: usize,
+    /// A multiple of `key_heads`.
+    pub value_heads: usize,
+    /// Of a head of q and k; a multiple of [`DeltaShape::LANES`], at most [`DeltaShape::MAX_DIM`].
+    pub key_dim: usize,
+    /// Of a head of v; as `key_dim`.
+    pub value_dim: usize,
+    pub sharing: KeyHeads,
+}
+
+impl DeltaShape {
+    /// What head dimensions are multiples of.
+    pub const LANES: usize = 16;
+    /// Largest head dimension.
+    pub const MAX_DIM: usize = 256;
+
+    /// Floats of a row of q, k and v.
+    pub fn channels(&self) -> usize {
+        2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+    }
+
+    /// Floats of a sequence's state.
+    pub fn state(&self) -> usize {
+        self.value_heads * self.key_dim * self.value_dim
+    }
+
+    /// Floats of a row of v, and of the output.
+    pub fn width(&self) -> usize {
+        self.value_heads * self.value_dim
+    }
+
+    /// The key head of a value head.
+    pub fn key_head(&self, value_head: usize) -> usize {
+        match self.sharing {
+            KeyHeads::Grouped => value_head / (self.value_heads / self.key_heads).max(1),
+            KeyHeads::Tiled => value_head % self.key_heads,
+        }
+    }
+}
+
+/// The gated delta rule (Yang et al. 2024, "Gated Delta Networks") with its gates and output norm. Per value head, with
+/// q and k of its key head made unit vectors (`x / sqrt(x . x + 1e-6)`), q scaled by `1 / sqrt(key_dim)`:
+///
+/// ```text
+/// S <- a S;  u = b (v - S^T k);  S <- S + k u^T;  o = S^T q
+/// a = exp(rate * softplus(decay + bias)),  b = sigmoid(beta)
+/// out = rms_norm(o) * norm * silu(z)
+/// ```
+///
+/// Numerics: see [`crate::reference::delta`]. Rows are cut at absolute multiples of [`DeltaNet::CHUNK`]; a piece of at
+/// least [`DeltaNet::CHUNKED`] rows is computed in the chunked form, a shorter one row by row. So a prompt gives the same
+/// bits in any batches that are cut at such multiples, and nearly the same in others.
+pub struct DeltaNet<'a> {
+    pub shape: DeltaShape,
+    /// `[rows, channels]`: q of all key heads, then their k, then v of all value heads, after the short convolution.
+    pub qkv: Buf,
+    /// `[rows, width]`: the output's gate.
+    pub z: Buf,
+    /// `[rows, value_heads]`: how strongly a row is written.
+    pub beta: Buf,
+    /// `[rows, value_heads]`: how strongly the state fades.
+    pub decay: Buf,
+    /// Vector of `value_heads`, at most 0: `-exp(A_log)` of the papers.
+    pub rate: Weight,
+    /// Vector of `value_heads`: `dt_bias` of the papers.
+    pub bias: Weight,
+    /// Vector of `value_dim`: the weight of the output's norm.
+    pub norm: Weight,
+    pub eps: f32,
+    /// `[slots, value_heads * key_dim * value_dim]`: S of every head. Read and rewritten.
+    pub state: Buf,
+    pub seqs: &'a [SlotRows],
+    /// `[rows, width]`
+    pub out: Buf,
+}
+
+impl DeltaNet<'_> {
+    /// Rows of a chunk.
+    pub const CHUNK: usize = 64;
+    /// Rows from which a piece of a chunk is computed as one. Below, row by row is as fast, and a few drafted rows are
+    /// then what they would be one at a time.
+    pub const CHUNKED: usize = 16;
+}
