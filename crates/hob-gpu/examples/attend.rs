@@ -1,17 +1,23 @@
-//! Measures attention of one row over long contexts: bytes of K and V per second, beside what a plain reading of as many
-//! bytes gets in the same run.
+//! Measures attention of one new row (normed, rotated, stored and attended to): microseconds of a call, the gap between
+//! dispatches included, and bytes of K and V per second.
 //!
-//! `HOB_TEST_ADAPTER` picks the adapter. Arguments: formats, contexts, lanes and workgroups to try, each with commas; `-`
-//! is the default.
+//! `HOB_TEST_ADAPTER` picks the adapter. Arguments, each with commas, `-` for the default: formats, contexts, query heads,
+//! and cuts: `whole:LANES:BLOCKS` (one split) or `split:LANES:BLOCKS:WORKGROUPS`.
 
 use std::time::{Duration, Instant};
 
-use hob_compute::{
-    Attend, AttendNew, Buf, Compute, PAGE_POSITIONS, Page, PageSpec, Pool, RopePairs, Rotation, SeqRows,
-};
-use hob_gpu::{Gpu, GpuConfig};
-use hob_quant::KvFormat;
+use std::sync::Arc;
 
+use hob_compute::{
+    Attend, AttendNew, Buf, ByteSource, Compute, HeadNorm, PAGE_POSITIONS, Page, PageSpec, Pool, RopePairs,
+    Rotation, SeqRows, Weight, WeightKind, WeightSpec,
+};
+use hob_gpu::{AttentionRule, Gpu, GpuConfig};
+use hob_quant::{Format, KvFormat};
+
+/// Milliseconds until the clocks are warm, and of timing.
+const WARM: u64 = 100;
+const TIMED: u64 = 40;
 const HEAD_DIM: usize = 128;
 const KV_HEADS: usize = 8;
 /// Bytes that one timing goes through, so that no cache serves the next round.
@@ -33,7 +39,22 @@ struct Bench {
     v: Buf,
     out: Buf,
     freqs: Buf,
+    weight: Weight,
+    warm: [Buf; 3],
     context: usize,
+}
+
+struct Bytes(Vec<u8>);
+
+impl ByteSource for Bytes {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
+        Ok(())
+    }
 }
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
@@ -42,7 +63,8 @@ impl Bench {
     fn new(mut dev: Gpu, heads: usize, (k, v): (KvFormat, KvFormat), context: usize) -> Fallible<Bench> {
         let spec = PageSpec { kv_heads: KV_HEADS, head_dim: HEAD_DIM, k, v, first: false };
         let pages = context.div_ceil(PAGE_POSITIONS);
-        let count = AROUND.div_ceil(spec.page_bytes() * pages).clamp(1, 64);
+        let most = list(5, &[64], |text| text.parse().ok())[0];
+        let count = AROUND.div_ceil(spec.page_bytes() * pages).clamp(1, most);
         let first = match spec.has_first() {
             true => Some(dev.alloc_pages(&spec.of_page(0), 1)?),
             false => None,
@@ -74,7 +96,17 @@ impl Bench {
         let freq = |i: usize| 10000f32.powf(-(i as f32) / 64.0);
         dev.upload(freqs, 0, &(0..HEAD_DIM / 2).map(freq).collect::<Vec<_>>())?;
         let first = first.unwrap_or(layers[0].pool);
-        let mut bench = Bench { dev, heads, spec, layers, first, q, k, v, out, freqs, context };
+        let spec_of_norm = WeightSpec {
+            name: "norm".into(),
+            kind: WeightKind::Vector,
+            format: Format::F32,
+            rows: 1,
+            cols: HEAD_DIM,
+        };
+        let ones: Vec<u8> = (0..HEAD_DIM).flat_map(|_| 1f32.to_le_bytes()).collect();
+        let weight = dev.load(&spec_of_norm, Arc::new(Bytes(ones)))?;
+        let warm = [dev.alloc(4096, 4096)?, dev.alloc(4096, 4096)?, dev.alloc(4096, 4096)?];
+        let mut bench = Bench { dev, heads, spec, layers, first, q, k, v, out, freqs, weight, warm, context };
         bench.fill()?;
         Ok(bench)
     }
@@ -101,7 +133,7 @@ impl Bench {
     }
 
     /// Records attention of the last position in layer `layer`.
-    fn attend(&mut self, layer: usize, fused: bool) -> Fallible<()> {
+    fn attend(&mut self, layer: usize) -> Fallible<()> {
         let pages = &self.layers[layer % self.layers.len()].pages;
         let position = self.context - 1;
         let seqs = [SeqRows { row: 0, rows: 1, position, pages }];
@@ -117,45 +149,57 @@ impl Bench {
             sinks: None,
             seqs: &seqs,
         };
-        if !fused {
-            return Ok(self.dev.attend(&attend)?);
-        }
         let rotation = Rotation { freqs: self.freqs, pairs: RopePairs::Half, magnitude: 1.0 };
         Ok(self.dev.attend_new(&AttendNew {
             attend,
             k: self.k,
             v: self.v,
-            norms: None,
+            norms: Some([self.heads, KV_HEADS].map(|groups| HeadNorm {
+                weight: self.weight,
+                groups,
+                eps: 1e-6,
+            })),
             rotation: Some(rotation),
             positions: &[position as u32],
         })?)
     }
 
-    /// Seconds of one call.
-    fn time(&mut self, fused: bool) -> Fallible<f64> {
-        let mut done = 0;
-        let mut seconds = f64::MAX;
+    /// Calls for `millis` milliseconds: seconds of each, the best of several lots.
+    fn calls(&mut self, millis: u64, count: usize) -> Fallible<f64> {
+        let (mut done, mut seconds) = (0, f64::MAX);
         let begin = Instant::now();
         let mut out = [0f32; 1];
-        // The first rounds warm the clocks.
-        for round in 0.. {
+        while done < 3 * count || begin.elapsed() < Duration::from_millis(millis) {
             let start = Instant::now();
-            let count = (AROUND as f64 / self.bytes()).ceil().clamp(40.0, 400.0) as usize;
             for i in 0..count {
-                self.attend(done + i, fused)?;
+                self.attend(done + i)?;
             }
             self.dev.download(self.out, 0, &mut out)?;
             done += count;
-            let each = start.elapsed().as_secs_f64() / count as f64;
-            if begin.elapsed() > Duration::from_millis(350) {
-                seconds = seconds.min(each);
-            }
-            if begin.elapsed() > Duration::from_millis(650) && round > 2 {
-                break;
-            }
+            seconds = seconds.min(start.elapsed().as_secs_f64() / count as f64);
         }
         assert!(out[0].is_finite());
         Ok(seconds)
+    }
+
+    /// Keeps all of the device busy, so that its clocks rise.
+    fn warm(&mut self) -> Fallible<()> {
+        let (q, k, out) = (self.warm[0], self.warm[1], self.warm[2]);
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(WARM) {
+            for _ in 0..40 {
+                self.dev.map(&hob_compute::Map::Add { a: q, b: k, out, rows: 4096 })?;
+            }
+            self.dev.download(out, 0, &mut [0f32; 1])?;
+        }
+        Ok(())
+    }
+
+    /// Seconds of one call.
+    fn time(&mut self) -> Fallible<f64> {
+        self.warm()?;
+        let count = (AROUND as f64 / self.bytes()).ceil().clamp(60.0, 600.0) as usize;
+        self.calls(TIMED, count)
     }
 
     fn free(mut self) -> Fallible<Gpu> {
@@ -165,9 +209,10 @@ impl Bench {
         if self.spec.has_first() {
             self.dev.free_pages(self.first)?;
         }
-        for buf in [self.q, self.k, self.v, self.out, self.freqs] {
+        for buf in [self.q, self.k, self.v, self.out, self.freqs].into_iter().chain(self.warm) {
             self.dev.free(buf)?;
         }
+        self.dev.unload(self.weight)?;
         Ok(self.dev)
     }
 }
@@ -179,32 +224,57 @@ fn list<T: Clone>(at: usize, default: &[T], read: impl Fn(&str) -> Option<T>) ->
     }
 }
 
+/// A cut as the command line names it.
+fn cut(text: &str) -> Option<AttentionRule> {
+    let mut words = text.split(':');
+    let (name, usual) = (words.next()?, AttentionRule::default());
+    let numbers: Vec<usize> = words.map_while(|word| word.parse().ok()).collect();
+    match (name, &numbers[..]) {
+        ("whole", [whole_lanes, whole_blocks]) => Some(AttentionRule {
+            whole_lanes: *whole_lanes,
+            whole_blocks: *whole_blocks,
+            most_whole: usize::MAX,
+            ..usual
+        }),
+        ("split", [lanes, blocks, workgroups]) => Some(AttentionRule {
+            lanes: *lanes,
+            blocks: *blocks,
+            packed_blocks: *blocks,
+            workgroups: *workgroups,
+            most_whole: 0,
+            ..usual
+        }),
+        _ => None,
+    }
+}
+
 fn main() -> Fallible<()> {
     let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
     let formats = list(1, &[KvFormat::F16, KvFormat::Q8, KvFormat::Q4], |text| text.parse().ok());
-    let contexts = list(2, &[4096, 32768, 131072], |text| text.parse().ok());
-    let lanes = list(3, &[128], |text| text.parse().ok());
-    let workgroups = list(4, &[1024], |text| text.parse().ok());
-    let heads = list(5, &[64], |text| text.parse().ok());
+    let contexts = list(2, &[1, 128, 512, 1024, 4096, 32768, 131072], |text| text.parse().ok());
+    let heads = list(3, &[32, 64], |text| text.parse().ok());
+    let cuts = list(4, &["-"], |text| Some(Box::leak(text.to_string().into_boxed_str()) as &str));
     let mut dev = Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() })?;
     println!("{}", dev.info().adapter);
     for &heads in &heads {
         for &format in &formats {
             for &context in &contexts {
                 let mut bench = Bench::new(dev, heads, (format, format), context)?;
-                for &lanes in &lanes {
-                    for &workgroups in &workgroups {
-                        bench.dev.tune_attention(Some((lanes, workgroups)));
-                        let both = [bench.time(false)?, bench.time(true)?];
-                        let [plain, fused] = both.map(|s| s * 1e6);
-                        println!(
-                            "{format} {heads} heads {context}: lanes {lanes} workgroups {workgroups}: attend {plain:.1} us \
-                             ({:.0} GB/s), attend_new {fused:.1} us ({:.0} GB/s)",
-                            bench.bytes() / plain / 1e3,
-                            bench.bytes() / fused / 1e3,
-                        );
-                    }
+                print!("{heads} heads {format} {context}:");
+                for text in &cuts {
+                    bench.dev.tune_attention(cut(text).unwrap_or_default());
+                    let begin = Instant::now();
+                    bench.attend(0)?;
+                    let made = begin.elapsed().as_secs_f64();
+                    let seconds = bench.time()?;
+                    let micros = seconds * 1e6;
+                    print!(
+                        " {text} {micros:.1} ({:.0} GB/s, made in {made:.2} s)",
+                        bench.bytes() / micros / 1e3
+                    );
+                    std::io::Write::flush(&mut std::io::stdout())?;
                 }
+                println!();
                 dev = bench.free()?;
             }
         }

@@ -8,7 +8,7 @@ use hob_compute::check::{self, Shape};
 use hob_compute::slots::{Slots, next_device};
 use hob_compute::*;
 
-use crate::act::Act;
+use crate::act::{Act, Acts};
 use crate::cache::Cache;
 use crate::context::Context;
 use crate::pages::Pages;
@@ -16,6 +16,8 @@ use crate::stream::{BufferId, Fetch, Stream};
 use crate::verb::attend::Splits;
 use crate::verb::delta::chunked::Tables;
 use crate::verb::experts::many::Grouping;
+use crate::verb::fold::Held;
+use crate::verb::linear::few::Cuts;
 use crate::verb::pick::Picks;
 use crate::weights::Loaded;
 
@@ -39,9 +41,11 @@ const TOGETHER: usize = 8;
 pub struct Gpu {
     pub(crate) info: DeviceInfo,
     pub(crate) stream: Stream,
-    pub(crate) acts: Slots<Buf, Act>,
+    pub(crate) acts: Acts,
     pub(crate) weights: Slots<Weight, Loaded>,
     pub(crate) pools: Slots<Pool, Pages>,
+    /// A product that waits for its norm. Every verb begins with [`Gpu::enter`], which lets it go.
+    pub(crate) held: Option<Held>,
     pub(crate) picks: Picks,
     pub(crate) grouping: Grouping,
     pub(crate) delta: Tables,
@@ -51,6 +55,7 @@ pub struct Gpu {
     pub(crate) stand_ins: Option<[BufferId; 2]>,
     cache: Option<Cache>,
     pub(crate) splits: Splits,
+    pub(crate) few_cuts: Cuts,
 }
 
 impl Gpu {
@@ -75,7 +80,8 @@ impl Gpu {
         Ok(Gpu {
             info,
             stream: Stream::new(context)?,
-            acts: Slots::new(device),
+            acts: Acts::new(device),
+            held: None,
             weights: Slots::new(device),
             pools: Slots::new(device),
             picks: Picks::default(),
@@ -85,6 +91,7 @@ impl Gpu {
             stand_ins: None,
             cache,
             splits: Splits::default(),
+            few_cuts: Cuts::default(),
         })
     }
 
@@ -110,6 +117,7 @@ impl Gpu {
 
     /// Starts a read-back of floats from the start of a row on.
     fn start_download(&mut self, src: Buf, row: usize, floats: usize) -> Result<Fetch> {
+        self.enter("download", &[src], &[])?;
         let act = self.acts.get("download", src)?;
         let span = check::span("download", act.shape, row, floats)?;
         self.stream.fetch(act.rows, 4 * span.start as u64, 4 * floats)
@@ -124,7 +132,7 @@ impl Gpu {
     }
 
     pub(crate) fn shape(&self, verb: &'static str, buf: Buf) -> Result<Shape> {
-        Ok(self.acts.get(verb, buf)?.shape)
+        Ok(self.acts.any(verb, buf)?.shape)
     }
 
     pub(crate) fn weight(&self, verb: &'static str, weight: Weight, kind: WeightKind) -> Result<&Loaded> {
@@ -152,12 +160,14 @@ impl Compute for Gpu {
     }
 
     fn free(&mut self, buf: Buf) -> Result<()> {
+        let done = self.let_go();
         let act = self.acts.remove("free", buf)?;
         act.release(&mut self.stream);
-        self.stream.flush()
+        self.stream.flush().and(done)
     }
 
     fn upload(&mut self, dst: Buf, row: usize, data: &[f32]) -> Result<()> {
+        self.enter("upload", &[], &[dst])?;
         let act = self.acts.get_mut("upload", dst)?;
         let span = check::span("upload", act.shape, row, data.len())?;
         act.written();
@@ -165,12 +175,14 @@ impl Compute for Gpu {
     }
 
     fn download(&mut self, src: Buf, row: usize, out: &mut [f32]) -> Result<()> {
+        self.enter("download", &[src], &[])?;
         let act = self.acts.get("download", src)?;
         let span = check::span("download", act.shape, row, out.len())?;
         self.stream.read(act.rows, 4 * span.start as u64, bytemuck::cast_slice_mut(out))
     }
 
     fn download_all(&mut self, parts: &[(Buf, usize, usize)], out: &mut [f32]) -> Result<()> {
+        self.enter("download", &[], &[])?;
         let mut rest = out;
         for parts in parts.chunks(TOGETHER) {
             let mut under_way: [Option<(Fetch, usize)>; TOGETHER] = Default::default();
@@ -208,9 +220,10 @@ impl Compute for Gpu {
     }
 
     fn unload(&mut self, weight: Weight) -> Result<()> {
+        let done = self.let_go();
         let loaded = self.weights.remove("unload", weight)?;
         loaded.release(&mut self.stream);
-        self.stream.flush()
+        self.stream.flush().and(done)
     }
 
     fn alloc_pages(&mut self, spec: &PageSpec, count: usize) -> Result<Pool> {
@@ -219,12 +232,14 @@ impl Compute for Gpu {
     }
 
     fn free_pages(&mut self, pool: Pool) -> Result<()> {
+        let done = self.let_go();
         let pages = self.pools.remove("free_pages", pool)?;
         pages.release(&mut self.stream);
-        self.stream.flush()
+        self.stream.flush().and(done)
     }
 
     fn copy_page(&mut self, from: Page, to: Page, positions: usize) -> Result<()> {
+        self.enter("copy_page", &[], &[])?;
         self.run_copy_page(from, to, positions)
     }
 
@@ -234,66 +249,101 @@ impl Compute for Gpu {
     }
 
     fn read_positions(&mut self, page: Page, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+        self.enter("read_positions", &[], &[])?;
         self.run_read_positions(page, range, out)
     }
 
     fn write_positions(&mut self, page: Page, range: Range<usize>, bytes: &[u8]) -> Result<()> {
+        self.enter("write_positions", &[], &[])?;
         self.run_write_positions(page, range, bytes)
     }
 
     fn embed(&mut self, args: &Embed) -> Result<()> {
+        self.enter("embed", &[], &[args.out])?;
         self.run_embed(args)
     }
 
     fn norm(&mut self, args: &Norm) -> Result<()> {
+        if self.fold(args)? {
+            return Ok(());
+        }
+        // Rows that are all written anew need not be finished first.
+        let stay = self.acts.lacks(args.out).is_some_and(|lacks| lacks.rows > args.rows);
+        self.enter("norm", &[args.x], if stay { std::slice::from_ref(&args.out) } else { &[] })?;
         self.run_norm(args)
     }
 
     fn linear(&mut self, args: &Linear) -> Result<()> {
-        self.run_linear(args)
+        self.enter_linear(args)?;
+        self.check_linear(args)?;
+        if self.hold(args)? { Ok(()) } else { self.run_linear(args, None) }
     }
 
     fn rope(&mut self, args: &Rope) -> Result<()> {
+        self.enter("rope", &[args.x, args.freqs], &[])?;
         self.run_rope(args)
     }
 
     fn append_kv(&mut self, args: &AppendKv) -> Result<()> {
+        self.enter("append_kv", &[args.k, args.v], &[])?;
         self.run_append_kv(args)
     }
 
     fn attend(&mut self, args: &Attend) -> Result<()> {
+        self.enter("attend", &[args.q], &[args.out])?;
         self.run_attend(args)
     }
 
     fn attend_new(&mut self, args: &AttendNew) -> Result<()> {
+        let AttendNew { attend, k, v, rotation, .. } = args;
+        let freqs = rotation.map_or(*k, |rotation| rotation.freqs);
+        self.enter("attend", &[attend.q, *k, *v, freqs], &[attend.out])?;
         self.run_attend_new(args)
     }
 
     fn map(&mut self, args: &Map) -> Result<()> {
+        match *args {
+            Map::Add { a, b, out, .. } => self.enter("map", &[a, b], &[out])?,
+            Map::Scale { a, out, .. } | Map::Softcap { a, out, .. } | Map::CopyRow { a, out, .. } => {
+                self.enter("map", &[a], &[out])?;
+            }
+            Map::SigmoidGate { a, gate, out, add, .. } => {
+                let reads = [a, gate, out];
+                self.enter("map", if add { &reads } else { &reads[..2] }, &[out])?;
+            }
+            Map::Gate { a, b, out, .. } => self.enter("map", &[a, b], &[out])?,
+        }
         self.run_map(args)
     }
 
     fn pick(&mut self, args: &Pick) -> Result<()> {
+        self.enter("pick", &[args.logits], &[])?;
         self.run_pick(args)
     }
 
     fn route(&mut self, args: &Route) -> Result<()> {
+        self.enter("route", &[args.logits], &[args.out])?;
         self.run_route(args)
     }
 
     fn experts(&mut self, args: &Experts) -> Result<()> {
+        self.enter("experts", &[args.x, args.routes], &[args.hidden, args.out])?;
         self.run_experts(args)
     }
 
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
+        self.enter("short_conv", &[args.x, args.state], &[args.out])?;
         self.run_short_conv(args)
     }
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
+        let DeltaNet { qkv, z, beta, decay, state, out, .. } = *args;
+        self.enter("delta_net", &[qkv, z, beta, decay, state], &[out])?;
         self.run_delta_net(args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {
+        self.enter("submit", &[], &[])?;
         self.run_submit()
     }
 
@@ -302,7 +352,8 @@ impl Compute for Gpu {
     }
 
     fn rehearse(&mut self, on: bool) -> bool {
-        self.stream.rehearsing = on;
+        // What goes wrong here goes wrong again, and is told, when the model is used.
+        let _ = self.turn_rehearsal(on);
         if !on {
             self.store_kernels();
         }
@@ -310,10 +361,13 @@ impl Compute for Gpu {
     }
 
     fn profile(&mut self, on: bool) -> bool {
+        // A lost device says so at the next call that can fail.
+        let _ = self.let_go();
         self.stream.profile(on)
     }
 
     fn take_spans(&mut self, out: &mut Vec<Span>) {
+        let _ = self.let_go();
         self.stream.take_spans(out);
     }
 

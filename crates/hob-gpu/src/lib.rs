@@ -25,3 +25,6 @@ pub use device::{Gpu, GpuConfig};
 pub use probe::GpuRates;
 pub use stream::Counters;
 pub use tier::Tier;
+#[doc(hidden)]
+pub use verb::attend::AttentionRule;
+pub use verb::linear::few::FewCut;

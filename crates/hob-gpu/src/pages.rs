@@ -124,6 +124,17 @@ impl Stored {
         }
     }
 
+    /// Pieces of 16 bytes that the codes of some vectors take, or of some dimensions of all of them: `rows` x `cols` values.
+    pub fn pieces(self, rows: usize, cols: usize) -> usize {
+        let values = match self {
+            Stored::F32 => 4,
+            Stored::F16 | Stored::Bf16 => 8,
+            Stored::Q8 => 16,
+            Stored::Q4 | Stored::Asym4 => 32,
+        };
+        rows * cols / values
+    }
+
     /// The template's flags of one side.
     fn flags(self, template: Template, names: [&'static str; 6]) -> Template {
         let on = [

@@ -26,7 +26,8 @@ pub struct GpuRates {
     pub tflops: f64,
     /// From a submit to the word that it wrote, on the host.
     pub round_trip_micros: f64,
-    /// Each dispatch of a chain in which all depend on the one before, recording included.
+    /// Each dispatch of a chain of small products in which all depend on the one before, recording included: what a
+    /// stage of decode costs beside the bytes it reads.
     pub dispatch_micros: f64,
     /// Between host and device, 1e9 bytes per second.
     pub upload_gb_per_s: f64,
@@ -68,8 +69,11 @@ const SOFTWARE: Extent = Extent {
     rows: 32,
     repeats: 1,
 };
-/// Dispatches of a chain.
-const CHAIN: usize = 256;
+/// Products of a chain, and rows and columns of their matrix.
+const CHAIN: usize = 128;
+const CHAIN_SIDE: usize = 1024;
+/// How long what is bound by latency is warmed.
+const SHORT: Duration = Duration::from_millis(5);
 /// Workgroups of a read.
 const READERS: u32 = 4096;
 
@@ -86,7 +90,7 @@ impl Gpu {
             (false, false) => DISCRETE,
         };
         let read_gb_per_s = self.read_rate(&extent)?;
-        let (round_trip, dispatch) = self.latencies()?;
+        let (round_trip, dispatch) = (self.round_trip()?, self.dispatch_seconds()?);
         let (upload_gb_per_s, download_gb_per_s) = self.transfer_rates(&extent)?;
         Ok(GpuRates {
             read_gb_per_s,
@@ -158,8 +162,8 @@ impl Gpu {
         Ok(best)
     }
 
-    /// Seconds of a round trip, and of a dispatch that depends on another.
-    fn latencies(&mut self) -> Result<(f64, f64)> {
+    /// Seconds from a submit to its word on the host.
+    fn round_trip(&mut self) -> Result<f64> {
         let ends =
             [self.stream.buffer("the probe's steps", 256)?, self.stream.buffer("the probe's steps", 256)?];
         let key = KernelKey { name: "probe step", params: [0; 8] };
@@ -167,42 +171,68 @@ impl Gpu {
             wgsl: include_str!("wgsl/probe_step.wgsl").to_string(),
             bindings: vec![Access::Write, Access::Read],
         })?;
-        let chain = |gpu: &mut Gpu, steps: usize| {
-            for step in 0..steps {
-                gpu.stream.dispatch(&Call {
-                    kernel,
-                    bindings: &[ends[step % 2], ends[1 - step % 2]],
-                    immediates: &[],
-                    groups: [1, 1, 1],
-                    verb: VERB,
-                    bytes: 512,
+        let seconds = self.warm_best(SHORT, &mut |gpu| {
+            gpu.stream.dispatch(&Call {
+                kernel,
+                bindings: &ends,
+                immediates: &[],
+                groups: [1, 1, 1],
+                verb: VERB,
+                bytes: 512,
+            })?;
+            gpu.settle(ends[0])
+        })?;
+        ends.into_iter().for_each(|id| self.stream.release(id));
+        Ok(seconds)
+    }
+
+    /// Seconds of a dispatch that depends on another: products of one row with a matrix that stays in the cache, each
+    /// behind the quantization of what the one before left.
+    fn dispatch_seconds(&mut self) -> Result<f64> {
+        let weight = self.noise_matrix(CHAIN_SIDE)?;
+        let ends = [self.alloc(1, CHAIN_SIDE)?, self.alloc(1, CHAIN_SIDE)?];
+        self.upload(ends[0], 0, &vec![1e-3; CHAIN_SIDE])?;
+        let chain = |gpu: &mut Gpu, links: usize| {
+            let before = gpu.dispatches();
+            for link in 0..links {
+                let (x, out) = (ends[link % 2], ends[1 - link % 2]);
+                let products = [Product { weight, bias: None, out }];
+                gpu.linear(&Linear {
+                    x,
+                    first_row: 0,
+                    rows: 1,
+                    products: &products,
+                    combine: Combine::Store,
                 })?;
             }
-            gpu.settle(ends[0])
+            let dispatches = gpu.dispatches() - before;
+            gpu.download(ends[0], 0, &mut [0.0])?;
+            Ok(dispatches)
         };
-        let short = Duration::from_millis(5);
-        let one = self.warm_best(short, &mut |gpu| chain(gpu, 1))?;
-        let all = self.warm_best(short, &mut |gpu| chain(gpu, CHAIN))?;
-        ends.into_iter().for_each(|id| self.stream.release(id));
-        Ok((one, ((all - one) / (CHAIN - 1) as f64).max(0.0)))
+        let mut counts = [0; 2];
+        let one = self.warm_best(SHORT, &mut |gpu| chain(gpu, 1).map(|n| counts[0] = n))?;
+        let all = self.warm_best(SHORT, &mut |gpu| chain(gpu, CHAIN).map(|n| counts[1] = n))?;
+        ends.into_iter().try_for_each(|buf| self.free(buf))?;
+        self.unload(weight)?;
+        Ok(((all - one) / (counts[1] - counts[0]) as f64).max(0.0))
     }
 
     /// Up and down, in 1e9 bytes per second.
     fn transfer_rates(&mut self, extent: &Extent) -> Result<(f64, f64)> {
         let (buffer, bytes) = self.room(extent.transfer_bytes as u64)?;
         let mut host = noise(bytes as usize);
-        let short = Duration::from_millis(1);
-        let up = self.warm_best(short, &mut |gpu| {
+        let up = self.warm_best(Duration::from_millis(1), &mut |gpu| {
             gpu.stream.write(buffer, 0, &host)?;
             gpu.settle(buffer)
         })?;
-        let down = self.warm_best(short, &mut |gpu| gpu.stream.read(buffer, 0, &mut host))?;
+        let down =
+            self.warm_best(Duration::from_millis(1), &mut |gpu| gpu.stream.read(buffer, 0, &mut host))?;
         self.stream.release(buffer);
         Ok((bytes as f64 / up / 1e9, bytes as f64 / down / 1e9))
     }
 
-    fn matrix_rate(&mut self, extent: &Extent) -> Result<f64> {
-        let Extent { side, rows, .. } = *extent;
+    /// A square matrix in Q4_0.
+    fn noise_matrix(&mut self, side: usize) -> Result<Weight> {
         let spec = WeightSpec {
             name: "the probe's matrix".into(),
             kind: WeightKind::Matrix,
@@ -210,7 +240,12 @@ impl Gpu {
             rows: side,
             cols: side,
         };
-        let weight = self.load(&spec, Arc::new(Noise(spec.file_bytes().unwrap_or(0))))?;
+        self.load(&spec, Arc::new(Noise(spec.file_bytes().unwrap_or(0))))
+    }
+
+    fn matrix_rate(&mut self, extent: &Extent) -> Result<f64> {
+        let Extent { side, rows, .. } = *extent;
+        let weight = self.noise_matrix(side)?;
         let (x, out) = (self.alloc(rows, side)?, self.alloc(rows, side)?);
         let values: Vec<f32> = noise(rows * side).into_iter().map(|b| f32::from(b) / 128.0 - 1.0).collect();
         self.upload(x, 0, &values)?;

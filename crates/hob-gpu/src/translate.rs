@@ -117,6 +117,30 @@ fn linears(gpu: &mut Gpu) -> Result<()> {
     Ok(())
 }
 
+/// Norms folded into the product before them, and what reads them.
+fn folds(gpu: &mut Gpu) -> Result<()> {
+    let norm = vector(gpu, WIDTH);
+    for format in [Format::Q4_0, Format::Q4K, Format::F16] {
+        let [o, gate, up] = [0; 3].map(|_| load(gpu, WeightKind::Matrix, format, WIDTH, WIDTH));
+        let [x, h, n, out] =
+            [gpu.alloc(16, WIDTH)?, gpu.alloc(16, WIDTH)?, gpu.alloc(16, WIDTH)?, gpu.alloc(16, WIDTH)?];
+        for rows in [1, 4] {
+            let linear = |gpu: &mut Gpu, x, products: &[Product], combine| {
+                gpu.linear(&Linear { x, first_row: 0, rows, products, combine })
+            };
+            let product = |weight, out| Product { weight, bias: None, out };
+            // The second time, n has the form that its readers multiply.
+            for _ in 0..2 {
+                linear(gpu, x, &[product(o, h)], Combine::Add)?;
+                gpu.norm(&Norm { x: h, rows, groups: 1, weight: norm, eps: 1e-6, out: n })?;
+                linear(gpu, n, &[product(gate, out)], Combine::Store)?;
+                linear(gpu, n, &[product(gate, out), product(up, out)], Combine::Gated(Activation::Silu))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn mixtures(gpu: &mut Gpu) -> Result<()> {
     let groups = |score| Some(Groups { count: 4, top: 2, score });
     let (logits, routes) = (gpu.alloc(48, 8)?, gpu.alloc(48, 4)?);
@@ -243,7 +267,7 @@ fn every_kernel_translates_to_metal_and_dx12() {
         gpu.rehearse(true);
         // Twice: producers write the forms that readers asked for the first time.
         for _ in 0..2 {
-            for verbs in [rows_verbs, embeds, linears, mixtures, deltas, attentions] {
+            for verbs in [rows_verbs, embeds, linears, folds, mixtures, deltas, attentions] {
                 verbs(&mut gpu).expect("a rehearsal");
             }
         }
@@ -263,8 +287,10 @@ fn every_kernel_translates_to_metal_and_dx12() {
     for name in [
         "norm",
         "map",
+        "settle",
         "sigmoid gate",
         "rope",
+        "norm rope",
         "route",
         "pick",
         "embed",

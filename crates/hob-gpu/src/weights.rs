@@ -27,6 +27,8 @@ pub(crate) struct Loaded {
     /// Matrices, tables, experts: packed rows. No part cuts an expert. A vector: one part of f32.
     pub parts: Vec<Part>,
     pub bytes: u64,
+    /// Of a norm's weight: its output was seen to have readers that want finished rows.
+    pub read_plain: bool,
 }
 
 impl Loaded {
@@ -40,7 +42,8 @@ impl Loaded {
             WeightKind::Vector => Format::F32,
             _ => format::device_format(spec.format),
         };
-        let mut loaded = Loaded { spec: spec.clone(), format, parts: Vec::new(), bytes: 0 };
+        let (parts, bytes, read_plain) = (Vec::new(), 0, false);
+        let mut loaded = Loaded { spec: spec.clone(), format, parts, bytes, read_plain };
         let read = match spec.kind {
             WeightKind::Vector => loaded.vector(stream, row_bytes, &*source),
             _ => loaded.packed(stream, row_bytes, &*source),

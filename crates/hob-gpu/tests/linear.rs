@@ -6,6 +6,7 @@ mod weights;
 
 use common::{buffer, contents, distance, gpu, reference, values};
 use hob_compute::{Activation, Buf, Combine, Compute, Linear, Product};
+use hob_gpu::FewCut;
 use hob_quant::Format;
 use weights::{PACKED, load, vector};
 
@@ -193,6 +194,61 @@ fn activations_that_are_not_finite_show_and_spoil_no_other_row() {
                 }
             }
         }
+    }
+}
+
+/// Cuts with every kind of loop: whole turns, lanes without work, several rounds of rows, sums of eight.
+const CUTS: [FewCut; 6] = [
+    FewCut { lanes: 64, team: 8, rows: 1 },
+    FewCut { lanes: 128, team: 16, rows: 2 },
+    FewCut { lanes: 512, team: 16, rows: 1 },
+    FewCut { lanes: 64, team: 64, rows: 1 },
+    FewCut { lanes: 256, team: 32, rows: 2 },
+    FewCut { lanes: 32, team: 32, rows: 4 },
+];
+
+#[test]
+fn every_cut_gives_the_same_whatever_is_left_over() {
+    // 33, 60, 3 and 296 blocks of 32; heights that fill no workgroup.
+    let shapes =
+        [(Format::Q4_0, 37, 1056), (Format::Q8_0, 70, 1920), (Format::F16, 9, 96), (Format::Q6K, 5, 9472)];
+    for off in FORMS {
+        let Some(mut dev) = gpu(false, off) else { return };
+        let mut oracle = reference(false);
+        for (i, cut) in CUTS.into_iter().enumerate() {
+            for (j, rows) in [(i, 1), (i + 1, [2, 3, 8][i % 3])] {
+                let (format, height, cols) = shapes[j % 4];
+                let case = Case { format, height, cols, first_row: 1, rows };
+                let x = values(cols as u64, (1 + rows) * cols);
+                dev.want_few_cut(Some(cut)).unwrap();
+                let d = distance(&product(&mut oracle, &case, &x), &product(&mut dev, &case, &x));
+                assert!(d < 2e-3, "{format} {height} x {cols}, {rows} rows, {cut:?}, without '{off}': {d}");
+                assert_eq!(dev.last_few_cut(), Some(cut));
+            }
+            let [e, f] = [&mut oracle as &mut dyn Compute, &mut dev]
+                .map(|dev| gated(dev, [Format::Q4K, Format::Q4_0, Format::Q4_0], 1, Activation::Silu));
+            for (e, f) in e.iter().zip(&f) {
+                let d = distance(e, f);
+                assert!(d < 4e-3, "gate and up, {cut:?}, without '{off}': {d}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cuts_that_no_device_can_run_are_refused() {
+    let Some(mut dev) = gpu(false, "") else { return };
+    let cut = CUTS[0];
+    for wrong in [
+        FewCut { lanes: 96, ..cut },
+        FewCut { lanes: 1 << 20, ..cut },
+        FewCut { team: 4, ..cut },
+        FewCut { team: 128, ..cut },
+        FewCut { rows: 3, ..cut },
+        FewCut { rows: 32, ..cut },
+    ] {
+        let text = dev.want_few_cut(Some(wrong)).unwrap_err().to_string();
+        assert!(text.contains("powers of two"), "{text}");
     }
 }
 

@@ -29,6 +29,7 @@ const MIXED: [&str; 5] = ["qwen3_moe", "lfm2", "lfm2_moe", "mixtral", "glm4_moe"
 /// Fixtures with sliding windows.
 const WINDOWED: [&str; 4] = ["gemma2", "gemma3", "olmo3", "gpt_oss"];
 
+const DELTA: [&str; 3] = ["qwen3_5", "qwen3_5_moe", "qwen3_next"];
 const GEMMA4: [&str; 3] = ["gemma4_dense", "gemma4_moe", "gemma4_e"];
 
 fn fixtures() -> Vec<PathBuf> {
@@ -77,7 +78,7 @@ fn fixtures_with_mixtures_and_convolutions_pass() {
 
 #[test]
 fn fixtures_with_delta_rules_pass() {
-    let fixtures = ["qwen3_5", "qwen3_5_moe", "qwen3_next"].map(fixture);
+    let fixtures = DELTA.map(fixture);
     assert_passes(&fixtures, &mut Reference::new(true));
     assert_passes(&fixtures, &mut cpu(2, true));
 }
@@ -131,6 +132,12 @@ fn fixtures_with_windows_pass_on_a_gpu() {
 fn fixtures_with_mixtures_and_convolutions_pass_on_a_gpu() {
     let Some(mut gpu) = gpu() else { return };
     assert_passes(&MIXED.map(fixture), &mut gpu);
+}
+
+#[test]
+fn fixtures_with_delta_rules_pass_on_a_gpu() {
+    let Some(mut gpu) = gpu() else { return };
+    assert_passes(&DELTA.map(fixture), &mut gpu);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! They know verbs and shapes; they must not know files, pages or the order of layers.
 
+mod beside;
 mod branch;
 mod decoder;
 mod delta_net;
@@ -15,13 +16,14 @@ mod short_conv;
 mod step;
 mod swiglu;
 
+pub(crate) use beside::{Beside, BesideNames};
 pub(crate) use branch::{Branch, BranchNorms};
 pub(crate) use decoder::{Decoder, Layer};
 pub(crate) use dense::DenseStyle;
-pub(crate) use ends::{FINAL_NORM, Norm, Stream};
+pub(crate) use ends::{FINAL_NORM, Stream};
 pub(crate) use gqa::{Gqa, GqaNames, GqaStyle, QkNorm};
 pub(crate) use hybrid::HybridStyle;
 pub(crate) use layer_input::{InputNames, LayerInput, LayerInputs};
-pub(crate) use moe::{Moe, MoeNames};
+pub(crate) use moe::MoeNames;
 pub(crate) use step::Step;
 pub(crate) use swiglu::{FfnNames, FfnShape, Swiglu};

@@ -25,37 +25,6 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-fn opened(path: &Path, dir: TempDir) -> Tiny {
-    let file = Arc::new(ModelFile::open(path).expect("a model"));
-    let vocab = Config::from_file(&file).expect("a config").vocab;
-    Tiny { dir, file, vocab }
-}
-
-/// A golden model with its large matrices in `format`.
-fn quantised(name: &str, format: Format) -> Tiny {
-    let source = ModelFile::open(golden(name).join("model.f32.gguf")).expect("a GGUF");
-    let (mut writer, mut data) = (Writer::new(), Vec::new());
-    source.metadata().copy_to(&mut writer);
-    for tensor in source.tensors() {
-        let bytes = source.mapped(tensor);
-        let (small, cols) =
-            (["_inp", "_norm", "conv.conv", ".bias"], *tensor.shape.last().expect("a dimension"));
-        if tensor.shape.len() < 2 || small.iter().any(|s| tensor.name.contains(s)) {
-            writer.tensor(&tensor.name, tensor.format, &tensor.shape).expect("a tensor");
-            data.push(bytes.to_vec());
-            continue;
-        }
-        let weights: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-        let (_, packed) = encode(format)(&tensor.name, weights.len() / cols, cols, &weights);
-        writer.tensor(&tensor.name, format, &tensor.shape).expect("a tensor");
-        data.push(packed);
-    }
-    let dir = TempDir::new("mixture");
-    let path = dir.join("quantised.gguf");
-    writer.save(&path, &data.iter().map(Vec::as_slice).collect::<Vec<_>>()).expect("writable");
-    opened(&path, dir)
-}
-
 /// Every golden model as its file has it and in two formats.
 fn models() -> impl Iterator<Item = (String, Tiny)> {
     ALL.into_iter().flat_map(|name| {

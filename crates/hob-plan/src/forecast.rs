@@ -20,10 +20,12 @@ const ONE_RUN_SPREAD: f64 = 0.10;
 /// The same for prefill, which no probe bounds: formats without a fast kernel can be several times slower.
 const PREFILL_LOW: f64 = 0.4;
 const PREFILL_HIGH: f64 = 1.3;
-/// The same shares of a GPU, its dispatches per layer, and those of the head.
+/// The same shares of a GPU, for weights, and for K and V as they are and packed (an H100 under Vulkan: packed ones are
+/// bound by arithmetic); its dispatches per layer, and those of the head.
 pub const GPU_DECODE_SHARE: f64 = 0.88;
+const GPU_KV_SHARES: [f64; 2] = [0.6, 0.2];
 const GPU_PREFILL_SHARE: f64 = 0.75;
-const DISPATCHES_PER_LAYER: f64 = 8.0;
+const DISPATCHES_PER_LAYER: f64 = 6.0;
 const DISPATCHES_OF_ENDS: f64 = 6.0;
 /// Prompt length of the first-token figure.
 pub const PROMPT_TOKENS: usize = 1024;
@@ -224,14 +226,20 @@ impl Decode {
 /// Seconds that a step spends on the GPU and on the way to it and back.
 fn gpu_seconds(model: Kept<'_>, rates: &GpuRates, position: usize) -> f64 {
     let placement = &model.layout.placement;
-    let bytes = model.sizes.device_bytes_per_token(position, model.layout, 1) as f64;
+    let bytes = model.sizes.device_bytes_per_token(0, model.layout, 1) as f64;
+    let kv = model.sizes.device_bytes_per_token(position, model.layout, 1) as f64 - bytes;
+    let packed = |i: usize| {
+        let pair = model.layout.kv.wished(i);
+        pair.k.is_packed() || pair.v.is_packed()
+    };
+    let of_kv = GPU_KV_SHARES[usize::from((0..model.layers()).any(packed))];
     let layers = (0..model.layers()).filter(|&i| placement.layer(i) == 1).count() as f64;
     let dispatches = layers * DISPATCHES_PER_LAYER + DISPATCHES_OF_ENDS;
     let crossings = model.sizes.crossings(placement);
     let moved: f64 = crossings.iter().map(|c| crossing_seconds(c, rates, 1)).sum();
     // Alone on the GPU, the next step is recorded while this one runs; else its result is waited for.
     let waits = if crossings.is_empty() || placement.head == 0 { 0.0 } else { rates.round_trip_micros / 1e6 };
-    bytes / (rates.read_gb_per_s * 1e9 * GPU_DECODE_SHARE)
+    (bytes / GPU_DECODE_SHARE + kv / of_kv) / (rates.read_gb_per_s * 1e9)
         + dispatches * rates.dispatch_micros / 1e6
         + moved
         + waits

@@ -26,7 +26,7 @@ pub struct GpuRates {
     pub tflops: f64,
     /// From a submit to its result at the host.
     pub round_trip_micros: f64,
-    /// One dispatch behind another that it waits for.
+    /// One product of decode behind another that it waits for, beside the bytes it reads.
     pub dispatch_micros: f64,
     pub upload_gb_per_s: f64,
     pub download_gb_per_s: f64,

@@ -18,7 +18,7 @@ use crate::wish::{ExpertsOn, GpuWish, Wish};
 const RESERVE_BYTES: u64 = 512 << 20;
 const RESERVE_SHARE: u64 = 20;
 /// Rows of a prefill step where all is on a GPU: its matrix units want more than a CPU.
-pub(crate) const GPU_CHUNK_ROWS: usize = 1024;
+pub(crate) const GPU_CHUNK_ROWS: usize = 2048;
 /// A context below this, where the model was trained for more, is worth splitting the model for.
 const CTX_OF_USE: usize = 8192;
 /// A GPU is used unasked where that makes decode at least so much faster.

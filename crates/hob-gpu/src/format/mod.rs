@@ -113,6 +113,39 @@ pub(crate) fn has_halves(format: Format) -> bool {
     matches!(format, Format::Q2K | Format::Q3K | Format::Q6K)
 }
 
+/// Whether the scales of a device format are f16 numbers, so that a weight is one product in f16, rounded once.
+pub(crate) fn has_half_scales(format: Format) -> bool {
+    packing_of(format).is_some_and(|packing| packing.flags.contains(&"HALF"))
+}
+
+/// Blocks that have the bits of scales of their own in one word, in plane `own_plane`.
+fn own_blocks(format: Format) -> Option<usize> {
+    match format {
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::IQ4NL | Format::Q2K | Format::Q6K => Some(2),
+        Format::MXFP4 => Some(4),
+        _ => None,
+    }
+}
+
+fn own_plane(format: Format) -> &'static str {
+    if matches!(format, Format::Q5_0 | Format::Q6K) { "P2" } else { "P1" }
+}
+
+/// Blocks whose scales the device reads at once: see `scale_words_S`.
+pub(crate) fn scale_run(format: Format) -> usize {
+    if matches!(format, Format::Q4_1 | Format::Q5_1) { 1 } else { 8 }
+}
+
+/// Whether codes are signed bytes. The others are below 128.
+pub(crate) fn is_signed(format: Format) -> bool {
+    matches!(format, Format::Q8_0 | Format::IQ4NL | Format::IQ4XS)
+}
+
+/// What is taken from the codes of a device format.
+pub(crate) fn offset(format: Format) -> i32 {
+    packing_of(format).map_or(0, |packing| packing.offset)
+}
+
 /// Whether a device format adds minima.
 pub(crate) fn has_minima(format: Format) -> bool {
     matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q2K | Format::Q4K | Format::Q5K)
@@ -142,7 +175,8 @@ pub(crate) fn row_bytes(format: Format, cols: usize) -> usize {
 /// - `weights_S(row, blocks, block) -> array<vec4<f32>, 8>`, every format; those past `cols` are 0;
 /// - integer formats: `scales.s[k / 16] * (code[k] - OFFSET_S) + scales.m[k / 16]`, with `codes_S(row, blocks, block) ->
 ///   Codes { lo, hi }` (16 int8 each, in order, as [`crate::act::Int8`] has its codes) and `scales_S(row, blocks, block)
-///   -> Scales { s, m }`, and `const OFFSET_S: i32`;
+///   -> Scales { s, m }`, and `const OFFSET_S: i32`; either in two steps, reading and unpacking:
+///   `codes_of_S(code_words_S(row, blocks, block))`, `scales_of_S(scale_words_S(row, blocks, block), block)`;
 /// - float formats: `piece_S(row, blocks, piece) -> array<vec4<f32>, 2>`, weights `8 * piece..8 * piece + 8` of the row.
 pub(crate) fn unpack(weights: &[(Format, &str)]) -> String {
     let mut text = include_str!("../wgsl/unpack_common.wgsl").to_string();
@@ -151,6 +185,9 @@ pub(crate) fn unpack(weights: &[(Format, &str)]) -> String {
         let mut template = Template::new()
             .value("S", name)
             .value("OFFSET", packing.offset)
+            .value("RUN", scale_run(format))
+            .value("OWN_BLOCKS", own_blocks(format).unwrap_or(1))
+            .flag("OWN", own_blocks(format).is_some())
             .value("SHIFT", format!("{}u", packing.shift))
             .flag("FLOATS", is_float(format));
         for flag in FLAGS {
@@ -159,6 +196,9 @@ pub(crate) fn unpack(weights: &[(Format, &str)]) -> String {
         let mut start = String::from("0u");
         for (plane, name) in packing.planes.iter().zip(["P0", "P1", "P2", "P3"]) {
             template = template.value(name, &start).value("LAST", &start);
+            if own_blocks(format).is_some() && name == own_plane(format) {
+                template = template.value("OWN_PLANE", &start);
+            }
             let count = if plane.per == Per::Block { "blocks" } else { "(blocks / 8u)" };
             start += &format!(" + ({}u * {count} + 15u) / 16u", plane.bytes * plane.pieces);
         }

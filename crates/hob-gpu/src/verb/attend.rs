@@ -5,6 +5,7 @@ mod prefill;
 
 use hob_compute::*;
 
+pub use decode::AttentionRule;
 pub(crate) use decode::Splits;
 use decode::{New, Turn};
 
@@ -102,15 +103,28 @@ impl Gpu {
     /// The meaning of [`Compute::attend_new`], verb by verb.
     fn attend_new_in_steps(&mut self, args: &AttendNew) -> Result<()> {
         let (rows, q, k) = (args.positions.len(), args.attend.q, args.k);
-        if let Some(norms) = args.norms {
-            for (x, HeadNorm { weight, groups, eps }) in [q, k].into_iter().zip(norms) {
+        let (head_dim, positions) = (args.attend.head_dim, args.positions);
+        for (at, (x, heads)) in [(q, args.attend.heads), (k, args.attend.kv_heads)].into_iter().enumerate() {
+            let norm = args.norms.map(|norms| norms[at]);
+            let rope = args.rotation.map(|Rotation { freqs, pairs, magnitude }| Rope {
+                x,
+                heads,
+                head_dim,
+                positions,
+                freqs,
+                pairs,
+                magnitude,
+            });
+            if let (Some(norm), Some(rope)) = (norm, &rope)
+                && self.run_norm_rope(norm, rope)?
+            {
+                continue;
+            }
+            if let Some(HeadNorm { weight, groups, eps }) = norm {
                 self.run_norm(&Norm { x, rows, groups, weight, eps, out: x })?;
             }
-        }
-        if let Some(Rotation { freqs, pairs, magnitude }) = args.rotation {
-            let (head_dim, positions) = (args.attend.head_dim, args.positions);
-            for (x, heads) in [(q, args.attend.heads), (k, args.attend.kv_heads)] {
-                self.run_rope(&Rope { x, heads, head_dim, positions, freqs, pairs, magnitude })?;
+            if let Some(rope) = &rope {
+                self.run_rope(rope)?;
             }
         }
         self.run_append_kv(&AppendKv { k, v: args.v, seqs: args.attend.seqs })?;

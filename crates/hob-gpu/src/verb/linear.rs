@@ -1,7 +1,7 @@
 //! Matrices times activations: checks, and which kernels run. Few rows are bound by reading weights (`few`), many by
 //! arithmetic (`many`). It must not know how either computes.
 
-mod few;
+pub(crate) mod few;
 pub(crate) mod many;
 #[cfg(test)]
 mod tests;
@@ -11,6 +11,7 @@ use hob_compute::{Activation, Combine, ComputeError, Linear, Result, WeightKind,
 use crate::Gpu;
 use crate::act::FEW_ROWS;
 use crate::stream::BufferId;
+use crate::verb::fold::Fold;
 
 const VERB: &str = "linear";
 
@@ -27,15 +28,15 @@ struct Segment {
 }
 
 impl Gpu {
-    pub(crate) fn run_linear(&mut self, args: &Linear) -> Result<()> {
-        self.check_linear(args)?;
+    /// A `linear` that is checked. A norm is folded only into few rows.
+    pub(crate) fn run_linear(&mut self, args: &Linear, fold: Option<&Fold>) -> Result<()> {
         for product in args.written() {
             self.acts.get_mut(VERB, product.out)?.written();
         }
-        if args.rows <= FEW_ROWS { self.run_few(args) } else { self.run_many(args) }
+        if args.rows <= FEW_ROWS { self.run_few(args, fold) } else { self.run_many(args) }
     }
 
-    fn check_linear(&self, args: &Linear) -> Result<()> {
+    pub(crate) fn check_linear(&self, args: &Linear) -> Result<()> {
         let x = self.shape(VERB, args.x)?;
         check::linear(args, x)?;
         if let Combine::Gated(gate @ Activation::ClampedSwiglu { .. }) = args.combine {

@@ -39,6 +39,10 @@ impl Gpu {
         let (cols, weight) = (weight.spec.cols, weight.parts[0].buffer);
         let (x, out) = (self.shape(VERB, args.x)?, self.shape(VERB, args.out)?);
         check::norm(args, x, cols, out)?;
+        if args.x != args.out && self.acts.lacks(args.out).is_some_and(|lacks| lacks.rows <= args.rows) {
+            // What those rows lack does not matter any more.
+            self.acts.any_mut(VERB, args.out)?.unscaled = None;
+        }
         let act = self.acts.get(VERB, args.out)?;
         let shape = self.norm_shape(args, cols, act);
         let form = shape.form;

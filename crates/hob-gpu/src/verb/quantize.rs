@@ -42,7 +42,10 @@ impl Gpu {
 }
 
 fn source() -> Source {
-    let template = Template::new().value("VALUES", "values").piece("quantize_block", QUANTIZE_BLOCK);
+    let template = Template::new()
+        .value("VALUES", "values")
+        .flag("SHARED", false)
+        .piece("quantize_block", QUANTIZE_BLOCK);
     Source {
         wgsl: template.render(include_str!("../wgsl/quantize.wgsl")),
         bindings: vec![Access::Write, Access::Write, Access::Read],

@@ -42,7 +42,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     //#if K_ROTATED
     rotate_fresh(lane);
     //#endif
-    encode_k(block, eight % 8u, 0u, valid, lane);
+    pack_k(block, 0u, lane);
+    keep_k(block, eight % 8u, 0u, valid, 0u, lane);
+    workgroupBarrier();
     for (var i = lane; i < 8u * HEAD_DIM; i += $LANES$u) {
         let r = i / HEAD_DIM;
         var x = 0.0;
@@ -55,5 +57,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     //#if V_ROTATED
     rotate_fresh(lane);
     //#endif
-    encode_v(block, eight % 8u, 0u, valid, lane);
+    pack_v(block, 0u, lane);
+    keep_v(block, eight % 8u, 0u, valid, 0u, lane);
 }

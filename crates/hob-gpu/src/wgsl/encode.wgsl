@@ -1,6 +1,6 @@
-// Stores vectors of some positions of one aligned eight of positions, each position in a row of `fresh`: row r is
-// position `base + r` of the eight, and only those in `valid` (bits 0..8) are stored. Groups, codes and scales are those of
-// hob_quant's encoders: the same lanes, the same order of sums.
+// Stores vectors of some positions of one aligned eight of positions, each position in a row of `fresh` (from `begin` on):
+// row r is position `base + r` of the eight, and only those in `valid` (bits 0..8) are stored. Groups, codes and scales
+// are those of hob_quant's encoders: the same lanes, the same order of sums.
 //#if COMMON
 var<workgroup> fresh: array<f32, $FRESH$>;
 var<workgroup> fresh_codes: array<u32, $FRESH$>;
@@ -73,13 +73,13 @@ fn halves(valid: u32, pair: u32) -> u32 {
 //#endif
 //#if CODES
 // Makes codes and scales of `fresh`, by groups of 32.
-fn quantize_$FORMAT$(lane: u32) {
+fn quantize_$FORMAT$(begin: u32, lane: u32) {
     for (var start = 0u; start < 8u * $ROWS$u * $GROUPS$u; start += $LANES$u) {
         let index = start + lane;
         let on = index < 8u * $ROWS$u * $GROUPS$u;
         // Eight lanes have a group; lane l of them has the values l, l + 8, l + 16, l + 24.
         let first = select(0u, 32u * (index >> 3u) + (index & 7u), on);
-        let x = vec4<f32>(fresh[first], fresh[first + 8u], fresh[first + 16u], fresh[first + 24u]);
+        let x = vec4<f32>(fresh[begin + first], fresh[begin + first + 8u], fresh[begin + first + 16u], fresh[begin + first + 24u]);
         let bits = bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu);
         let size = max(max(bits.x, bits.y), max(bits.z, bits.w));
         //#if ASYM
@@ -161,12 +161,12 @@ fn quantize_$FORMAT$(lane: u32) {
         //#endif
         if (on) {
             let stored = vec4<u32>(vec4<i32>(codes)) & vec4<u32>(0xffu);
-            fresh_codes[first] = stored.x;
-            fresh_codes[first + 8u] = stored.y;
-            fresh_codes[first + 16u] = stored.z;
-            fresh_codes[first + 24u] = stored.w;
+            fresh_codes[begin + first] = stored.x;
+            fresh_codes[begin + first + 8u] = stored.y;
+            fresh_codes[begin + first + 16u] = stored.z;
+            fresh_codes[begin + first + 24u] = stored.w;
             if ((lane & 7u) == 0u) {
-                fresh_scales[index >> 3u] = vec2<u32>(d, minimum);
+                fresh_scales[begin / 32u + (index >> 3u)] = vec2<u32>(d, minimum);
             }
         }
     }
@@ -175,11 +175,11 @@ fn quantize_$FORMAT$(lane: u32) {
 //#endif
 //#if STORE
 // Dimension `dim` of position p of the eight as the page stores it; 0 if it is not valid.
-fn stored_$NAME$(valid: u32, base: u32, p: u32, dim: u32) -> u32 {
+fn stored_$NAME$(valid: u32, base: u32, p: u32, dim: u32, begin: u32) -> u32 {
     if (((valid >> p) & 1u) == 0u) {
         return 0u;
     }
-    let at = (p - base) * $HEAD_DIM$u + dim;
+    let at = begin + (p - base) * $HEAD_DIM$u + dim;
     //#if F32
     return bitcast<u32>(fresh[at]);
     //#endif
@@ -203,17 +203,46 @@ fn put_$NAME$(at: u32, mask: u32, bits: u32) {
     }
 }
 
-// Stores `fresh` into the eight `octet` of the part at `at`.
-fn encode_$NAME$(at: u32, octet: u32, base: u32, valid: u32, lane: u32) {
+//#if KEPT
+// Dimension `dim` of the only row as it is read back.
+fn kept_$NAME$(begin: u32, dim: u32) -> f32 {
+    let x = fresh[begin + dim];
+    //#if F32
+    return x;
+    //#endif
+    //#if F16
+    return unpack2x16float(f16_bits(x)).x;
+    //#endif
+    //#if BF16
+    return bitcast<f32>(bf16_bits(x) << 16u);
+    //#endif
     //#if PACKED
-    quantize_$FORMAT$(lane);
+    let scales = fresh_scales[(begin + dim) / 32u];
+    let d = unpack2x16float(scales.x).x;
+    let code = fresh_codes[begin + dim];
+    //#if Q8
+    return f32(bitcast<i32>(code << 24u) >> 24u) * d;
+    //#endif
+    //#if Q4
+    return (f32(code) - 8.0) * d;
+    //#endif
+    //#if ASYM
+    return fma(f32(code), d, unpack2x16float(scales.y).x);
+    //#endif
+    //#endif
+}
+//#endif
+
+// Stores `fresh`, and where the part is packed its codes, into the eight `octet` of the part at `at`.
+fn keep_$NAME$(at: u32, octet: u32, base: u32, valid: u32, begin: u32, lane: u32) {
+    //#if PACKED
     for (var i = lane; i < 4u * $GROUPS$u; i += $LANES$u) {
         let pair = i & 3u;
         let mask = halves(valid, pair);
         if (mask != 0u) {
             // A row that is not valid may not exist: its bits are masked, its index is kept within the array.
-            let a = min((max(2u * pair, base) - base), $ROWS$u - 1u) * $GROUPS$u + (i >> 2u);
-            let b = min((max(2u * pair + 1u, base) - base), $ROWS$u - 1u) * $GROUPS$u + (i >> 2u);
+            let a = begin / 32u + min((max(2u * pair, base) - base), $ROWS$u - 1u) * $GROUPS$u + (i >> 2u);
+            let b = begin / 32u + min((max(2u * pair + 1u, base) - base), $ROWS$u - 1u) * $GROUPS$u + (i >> 2u);
             let scales = fresh_scales[a] | (fresh_scales[b] << vec2<u32>(16u));
             let word = at + (i >> 2u) * 32u + 4u * octet + pair;
             put_$NAME$(word, mask, scales.x);
@@ -238,17 +267,17 @@ fn encode_$NAME$(at: u32, octet: u32, base: u32, valid: u32, lane: u32) {
         //#endif
         if (((valid >> p) & 1u) == 1u) {
             //#if F32
-            $PAGES$[word] = stored_$NAME$(valid, base, p, unit);
+            $PAGES$[word] = stored_$NAME$(valid, base, p, unit, begin);
             //#else
             //#if PACKED
             var bits = 0u;
             for (var k = 0u; k < 8u; k++) {
-                bits |= stored_$NAME$(valid, base, p, 8u * unit + k) << (8u * (k & 3u) + 4u * (k >> 2u));
+                bits |= stored_$NAME$(valid, base, p, 8u * unit + k, begin) << (8u * (k & 3u) + 4u * (k >> 2u));
             }
             $PAGES$[word] = bits;
             //#else
-            let low = stored_$NAME$(valid, base, p, 2u * unit);
-            $PAGES$[word] = low | (stored_$NAME$(valid, base, p, 2u * unit + 1u) << 16u);
+            let low = stored_$NAME$(valid, base, p, 2u * unit, begin);
+            $PAGES$[word] = low | (stored_$NAME$(valid, base, p, 2u * unit + 1u, begin) << 16u);
             //#endif
             //#endif
         }
@@ -263,7 +292,7 @@ fn encode_$NAME$(at: u32, octet: u32, base: u32, valid: u32, lane: u32) {
     for (var dim = lane; dim < $HEAD_DIM$u; dim += $LANES$u) {
         var bits = 0u;
         for (var k = 0u; k < 8u; k++) {
-            bits |= stored_$NAME$(valid, base, k, dim) << (8u * (k & 3u) + 4u * (k >> 2u));
+            bits |= stored_$NAME$(valid, base, k, dim, begin) << (8u * (k & 3u) + 4u * (k >> 2u));
         }
         put_$NAME$(codes + octet * $HEAD_DIM$u + dim, mask, bits);
     }
@@ -281,10 +310,10 @@ fn encode_$NAME$(at: u32, octet: u32, base: u32, valid: u32, lane: u32) {
         //#endif
         var mask = halves(valid, pair);
         //#if PACKED
-        let a = stored_$NAME$(valid, base, 2u * pair, 2u * unit);
-        let b = stored_$NAME$(valid, base, 2u * pair, 2u * unit + 1u);
-        let c = stored_$NAME$(valid, base, 2u * pair + 1u, 2u * unit);
-        let d = stored_$NAME$(valid, base, 2u * pair + 1u, 2u * unit + 1u);
+        let a = stored_$NAME$(valid, base, 2u * pair, 2u * unit, begin);
+        let b = stored_$NAME$(valid, base, 2u * pair, 2u * unit + 1u, begin);
+        let c = stored_$NAME$(valid, base, 2u * pair + 1u, 2u * unit, begin);
+        let d = stored_$NAME$(valid, base, 2u * pair + 1u, 2u * unit + 1u, begin);
         //#if KEYS
         let bits = a | (b << 8u) | (c << 16u) | (d << 24u);
         //#else
@@ -292,12 +321,11 @@ fn encode_$NAME$(at: u32, octet: u32, base: u32, valid: u32, lane: u32) {
         mask = ((mask & 0xffu) | ((mask >> 8u) & 0xff00u)) * 0x10001u;
         //#endif
         //#else
-        let bits = stored_$NAME$(valid, base, 2u * pair, unit) | (stored_$NAME$(valid, base, 2u * pair + 1u, unit) << 16u);
+        let bits = stored_$NAME$(valid, base, 2u * pair, unit, begin) | (stored_$NAME$(valid, base, 2u * pair + 1u, unit, begin) << 16u);
         //#endif
         put_$NAME$(word, mask, bits);
     }
     //#endif
     //#endif
-    workgroupBarrier();
 }
 //#endif

@@ -1,7 +1,8 @@
 // All products of one linear on few rows ("columns" here). A workgroup computes GROUP_ROWS rows of one product (of gate
-// and of up); a team of TEAM lanes computes a few of them, every lane its share of the blocks.
+// and of up); a team of TEAM lanes computes a few of them, every lane its share of the blocks. How wide the input is, is
+// known to the compiler: it knows every turn of the loops over blocks, and reads ahead.
 struct Sizes {
-    cols: u32, blocks: u32, first_row: u32, rows: u32, out_blocks: u32, out_row: u32,
+    first_row: u32, rows: u32, out_blocks: u32, out_row: u32, eps: f32,
     //#for p PRODUCTS
     rows_$p$: u32, at_$p$: u32, group_$p$: u32, width_$p$: u32, out_$p$: u32,
     //#endfor
@@ -15,6 +16,8 @@ const GROUP_ROWS = $GROUP_ROWS$u;
 // Sums of one value that subgroups leave.
 const PARTS = $PARTS$u;
 const SLOTS = $SLOTS$u;
+const COLS = $COLS$u;
+const BLOCKS = $BLOCKS$u;
 
 var<workgroup> sums: array<f32, SLOTS * PARTS>;
 // Lanes whose sum one of them writes.
@@ -23,24 +26,38 @@ var<private> span: u32;
 //#include unpack
 
 //#if INT8
-fn dot16(w: vec4<u32>, x: vec4<u32>) -> i32 {
-    return dot4I8Packed(w.x, x.x) + dot4I8Packed(w.y, x.y) + dot4I8Packed(w.z, x.z) + dot4I8Packed(w.w, x.w);
+// In this order a device's product adds to what was there before.
+fn dot16(w: vec4<u32>, x: vec4<u32>, before: i32) -> i32 {
+    return before + dot4I8Packed(w.x, x.x) + dot4I8Packed(w.y, x.y) + dot4I8Packed(w.z, x.z) + dot4I8Packed(w.w, x.w);
+}
+
+// Sums start at the bits of 1.5 * 2^23, so that they are a float's once they are done: a subtraction costs NVIDIA's
+// half of a conversion. A block's sum is below 2^22.
+const WHOLE = 0x4b400000;
+
+fn whole(sum: i32) -> f32 {
+    return bitcast<f32>(sum) - 12582912.0;
 }
 //#endif
 
 //#if F32_FORM
-// Values 4 * at..4 * at + 4 of a row; 0 past its end.
-fn x_at(row: u32, at: u32) -> vec4<f32> {
+// Values 4 * at..4 * at + 4 of a column; 0 past its end.
+fn x_at(column: u32, at: u32) -> vec4<f32> {
+    let row = sizes.first_row + column;
     //#if ALIGNED
-    if (4u * at < sizes.cols) {
-        return x[row * (sizes.cols / 4u) + at];
+    //#if EVEN
+    return x[row * (COLS / 4u) + at];
+    //#else
+    if (4u * at < COLS) {
+        return x[row * (COLS / 4u) + at];
     }
     return vec4(0.0);
+    //#endif
     //#else
     var v = vec4(0.0);
     //#for i 4
-    if (4u * at + $i$u < sizes.cols) {
-        v[$i$] = x[row * sizes.cols + 4u * at + $i$u];
+    if (4u * at + $i$u < COLS) {
+        v[$i$] = x[row * COLS + 4u * at + $i$u];
     }
     //#endfor
     return v;
@@ -62,6 +79,25 @@ fn put(slot: u32, team_lane: u32, value: f32) {
     //#endif
 }
 
+//#if EIGHTS
+// Sums of 8 values for slots from `slot` on: lanes swap halves, so that each adds one value in the end.
+fn put8(slot: u32, team_lane: u32, a: vec4<f32>, b: vec4<f32>) {
+    let first = (team_lane & 1u) != 0u;
+    let second = (team_lane & 2u) != 0u;
+    let third = (team_lane & 4u) != 0u;
+    let four = select(a, b, first) + subgroupShuffleXor(select(b, a, first), 1u);
+    let two = select(four.xy, four.zw, second) + subgroupShuffleXor(select(four.zw, four.xy, second), 2u);
+    var v = select(two.x, two.y, third) + subgroupShuffleXor(select(two.y, two.x, third), 4u);
+    for (var m = 8u; m < span; m *= 2u) {
+        v += subgroupShuffleXor(v, m);
+    }
+    let which = 4u * (team_lane & 1u) + (team_lane & 2u) + ((team_lane >> 2u) & 1u);
+    if (team_lane % span < 8u) {
+        sums[(slot + which) * PARTS + team_lane / span] = v;
+    }
+}
+//#endif
+
 fn sum_of(slot: u32) -> f32 {
     var sum = 0.0;
     for (var i = 0u; i < TEAM / span; i++) {
@@ -69,6 +105,34 @@ fn sum_of(slot: u32) -> f32 {
     }
     return sum;
 }
+
+//#if SCALED
+// Rows that a folded norm left lack a factor. Blocks of a column, rounded up so that no subgroup has those of two.
+const PADDED = $PADDED$u;
+// Sums of squares that subgroups leave.
+var<workgroup> row_squares: array<f32, $COLUMNS$u * PADDED / $SPAN$u>;
+
+// `at` is the lane's place among the blocks of all columns.
+fn put_square(at: u32, value: f32, subgroup_lane: u32, size: u32) {
+    //#if SUBGROUPS
+    let sum = subgroupAdd(value);
+    //#else
+    let sum = value;
+    //#endif
+    if (subgroup_lane == 0u && at < $COLUMNS$u * PADDED) {
+        row_squares[at / size] = sum;
+    }
+}
+
+// `size` lanes make a subgroup.
+fn factor(column: u32, size: u32) -> f32 {
+    var sum = 0.0;
+    for (var i = 0u; i < (BLOCKS + size - 1u) / size; i++) {
+        sum += row_squares[column * PADDED / size + i];
+    }
+    return 1.0 / sqrt(sum / f32(COLS) + sizes.eps);
+}
+//#endif
 
 //#include products
 
@@ -81,9 +145,17 @@ fn activate(x: f32) -> f32 {
     //#endif
     return x / (1.0 + exp(min(u, 88.37626)));
 }
-//#if INT8_OUT
-var<workgroup> values: array<f32, SLOTS / 2u>;
+//#endif
+//#if FORM_OUT
+var<workgroup> values: array<f32, GROUP_ROWS * $COLUMNS$u>;
 //#include quantize_block
+// Words of codes of a workgroup.
+const FORM_WORDS = GROUP_ROWS / 4u * $COLUMNS$u;
+//#endif
+//#if FOLD
+//#if !SHARED
+// What the norm squares.
+var<workgroup> stream: array<f32, GROUP_ROWS * $COLUMNS$u>;
 //#endif
 //#endif
 
@@ -96,30 +168,71 @@ fn main(
     @builtin(subgroup_invocation_id) subgroup_lane: u32,
     @builtin(subgroup_size) subgroup_size: u32,
     //#else
-    @builtin(local_invocation_index) lane: u32,
+    @builtin(local_invocation_index) subgroup: u32,
     //#endif
 ) {
-    //#if SUBGROUPS
+    //#if !SUBGROUPS
+    // Every lane by itself.
+    let subgroup_lane = 0u;
+    let subgroup_size = 1u;
+    //#endif
     let lane = subgroup * subgroup_size + subgroup_lane;
+    //#if SUBGROUPS
     span = min(TEAM, subgroup_size);
     //#else
     span = 1u;
     //#endif
     let group = id.y * groups.x + id.x;
     let team = lane / TEAM;
-    //#if GATED
+    //#if FORM_OUT
     let first = group * GROUP_ROWS;
-    for (var j = team * $ROWS$u; j < GROUP_ROWS; j += LANES / TEAM * $ROWS$u) {
-        product_0(first + j, j * $COLUMNS$u, lane % TEAM);
-        product_1(first + j, (GROUP_ROWS + j) * $COLUMNS$u, lane % TEAM);
+    //#endif
+    // What the end needs of memory is asked for before the weights, and not looked at before them.
+    //#if SCALED
+    //#for k SQUARES
+    let square_at_$k$ = lane + $k$u * LANES;
+    var square_$k$ = 0.0;
+    if (square_at_$k$ / PADDED < sizes.rows && square_at_$k$ % PADDED < BLOCKS) {
+        square_$k$ = squares[(sizes.first_row + square_at_$k$ / PADDED) * BLOCKS + square_at_$k$ % PADDED];
     }
+    //#endfor
+    //#endif
+    //#if FOLD
+    // Every lane ends with four rows of a column.
+    //#for k EACH
+    let column_$k$ = (lane + $k$u * LANES) / (GROUP_ROWS / 4u);
+    let row_$k$ = 4u * ((lane + $k$u * LANES) % (GROUP_ROWS / 4u));
+    let at_$k$ = ((sizes.out_row + column_$k$) * sizes.width_0 + first + row_$k$) / 4u;
+    let kept_$k$ = column_$k$ < sizes.rows && first + row_$k$ < sizes.rows_0;
+    var before_$k$ = vec4(0.0);
+    var norm_$k$ = vec4(0.0);
+    if (kept_$k$) {
+        before_$k$ = out_0[at_$k$];
+        norm_$k$ = norm_weight[(first + row_$k$) / 4u];
+    }
+    //#endfor
+    //#endif
+    //#if GATED
+    for (var j = team * $ROWS$u; j < GROUP_ROWS; j += LANES / TEAM * $ROWS$u) {
+        //#for m MOST
+        //#if CALLED_$m$
+        product_$m$(group * GROUP_ROWS + j, j * $COLUMNS$u, lane % TEAM);
+        //#endif
+        //#endfor
+    }
+    //#include put_squares
     workgroupBarrier();
     for (var t = lane; t < GROUP_ROWS * $COLUMNS$u; t += LANES) {
-        let row = first + t % GROUP_ROWS;
+        let row = group * GROUP_ROWS + t % GROUP_ROWS;
         let column = t / GROUP_ROWS;
         let slot = (t % GROUP_ROWS) * $COLUMNS$u + column;
         var gate = sum_of(slot);
         var up = sum_of(GROUP_ROWS * $COLUMNS$u + slot);
+        //#if SCALED
+        let r = factor(column, subgroup_size);
+        gate *= r;
+        up *= r;
+        //#endif
         var value = 0.0;
         if (row < sizes.rows_0) {
             //#if BIAS_0
@@ -137,34 +250,72 @@ fn main(
         values[t] = value;
         //#endif
     }
-    //#if INT8_OUT
-    workgroupBarrier();
-    for (var t = lane; t < GROUP_ROWS / 4u * $COLUMNS$u; t += LANES) {
-        let at = t / 8u * 32u;
-        let column = at / GROUP_ROWS;
-        let block = (sizes.out_0 + first + at % GROUP_ROWS) / 32u;
-        if (column < sizes.rows && block < sizes.out_blocks) {
-            let word = t % 8u;
-            let piece = (2u * (sizes.out_row + column) + word / 4u) * sizes.out_blocks + block;
-            out_codes[4u * piece + word % 4u] = quantize_word(at, word);
-            if (word == 0u) {
-                out_meta[(sizes.out_row + column) * sizes.out_blocks + block] = quantize_meta(at);
-            }
-        }
-    }
-    //#endif
     //#else
-    let slot = lane / TEAM * $ROWS$u * $COLUMNS$u;
-    let j = lane / TEAM * $ROWS$u;
     //#for p PRODUCTS
     if (group >= sizes.group_$p$ && group < sizes.group_$p$ + (sizes.rows_$p$ + GROUP_ROWS - 1u) / GROUP_ROWS) {
-        product_$p$((group - sizes.group_$p$) * GROUP_ROWS + j, slot, lane % TEAM);
+        for (var j = team * $ROWS$u; j < GROUP_ROWS; j += LANES / TEAM * $ROWS$u) {
+            product_$p$((group - sizes.group_$p$) * GROUP_ROWS + j, j * $COLUMNS$u, lane % TEAM);
+        }
     }
     //#endfor
+    //#include put_squares
     workgroupBarrier();
+    //#if FOLD
+    //#for k EACH
+    {
+        var h = vec4(0.0);
+        if (kept_$k$) {
+            let slot = row_$k$ * $COLUMNS$u + column_$k$;
+            //#for i 4
+            h[$i$] = sum_of(slot + $i$u * $COLUMNS$u);
+            //#endfor
+            //#if SCALED
+            h *= factor(column_$k$, subgroup_size);
+            //#endif
+            //#if BIAS_0
+            //#for i 4
+            h[$i$] += bias_0[first + row_$k$ + $i$u];
+            //#endfor
+            //#endif
+            h = before_$k$ + h;
+            out_0[at_$k$] = h;
+            normed[at_$k$] = h * norm_$k$;
+        }
+        let n = h * norm_$k$;
+        //#if SHARED
+        let form = quantize_shared(n);
+        var square = dot(h, h);
+        square += subgroupShuffleXor(square, 1u);
+        square += subgroupShuffleXor(square, 2u);
+        square += subgroupShuffleXor(square, 4u);
+        if (kept_$k$) {
+            let word = row_$k$ / 4u % 8u;
+            let block = (first + row_$k$) / 32u;
+            let piece = (2u * (sizes.out_row + column_$k$) + word / 4u) * sizes.out_blocks + block;
+            out_codes[4u * piece + word % 4u] = form.codes;
+            if (word == 0u) {
+                let meta_at = (sizes.out_row + column_$k$) * sizes.out_blocks + block;
+                out_meta[meta_at] = form.meta_;
+                out_squares[meta_at] = square;
+            }
+        }
+        //#else
+        if (column_$k$ < $COLUMNS$u) {
+            //#for i 4
+            values[column_$k$ * GROUP_ROWS + row_$k$ + $i$u] = n[$i$];
+            stream[column_$k$ * GROUP_ROWS + row_$k$ + $i$u] = h[$i$];
+            //#endfor
+        }
+        //#endif
+    }
+    //#endfor
+    //#else
     for (var t = lane; t < GROUP_ROWS * $COLUMNS$u; t += LANES) {
         let column = t / GROUP_ROWS;
         var value = sum_of((t % GROUP_ROWS) * $COLUMNS$u + column);
+        //#if SCALED
+        value *= factor(column, subgroup_size);
+        //#endif
         //#for p PRODUCTS
         if (group >= sizes.group_$p$ && group < sizes.group_$p$ + (sizes.rows_$p$ + GROUP_ROWS - 1u) / GROUP_ROWS) {
             let row = (group - sizes.group_$p$) * GROUP_ROWS + t % GROUP_ROWS;
@@ -181,5 +332,51 @@ fn main(
         }
         //#endfor
     }
+    //#endif
+    //#endif
+    //#if FORM_LATE
+    workgroupBarrier();
+    // All lanes go along: eight of them share what they know of a block.
+    for (var start = 0u; start < FORM_WORDS; start += LANES) {
+        let t = min(start + lane, FORM_WORDS - 1u);
+        let at = t / 8u * 32u;
+        let column = at / GROUP_ROWS;
+        let block = (sizes.out_0 + first + at % GROUP_ROWS) / 32u;
+        let word = t % 8u;
+        //#if SHARED
+        let form = quantize_shared(four_values(at + 4u * word));
+        //#endif
+        if (start + lane < FORM_WORDS && column < sizes.rows && block < sizes.out_blocks) {
+            let piece = (2u * (sizes.out_row + column) + word / 4u) * sizes.out_blocks + block;
+            let meta_at = (sizes.out_row + column) * sizes.out_blocks + block;
+            //#if SHARED
+            out_codes[4u * piece + word % 4u] = form.codes;
+            if (word == 0u) {
+                out_meta[meta_at] = form.meta_;
+            }
+            //#else
+            out_codes[4u * piece + word % 4u] = quantize_word(at, word);
+            if (word == 0u) {
+                out_meta[meta_at] = quantize_meta(at);
+            }
+            //#endif
+        }
+    }
+    //#endif
+    //#if FOLD
+    //#if !SHARED
+    // By lanes that have no part in the form.
+    for (var t = LANES - 1u - lane; t < GROUP_ROWS / 32u * $COLUMNS$u; t += LANES) {
+        let column = 32u * t / GROUP_ROWS;
+        let block = (first + 32u * t % GROUP_ROWS) / 32u;
+        if (column < sizes.rows && block < sizes.out_blocks) {
+            var sum = 0.0;
+            for (var i = 0u; i < 32u; i++) {
+                sum = fma(stream[32u * t + i], stream[32u * t + i], sum);
+            }
+            out_squares[(sizes.out_row + column) * sizes.out_blocks + block] = sum;
+        }
+    }
+    //#endif
     //#endif
 }

@@ -1,28 +1,45 @@
-// Product $S$ of `few.wgsl`: a team of lanes multiplies a few weight rows with all columns.
-fn product_$S$(first: u32, slot: u32, team_lane: u32) {
-    let blocks = sizes.blocks;
+// A team of lanes multiplies $ROWS$ weight rows of each product that $NAME$ stands for with all columns: what is read of
+// the input serves all of them.
+fn product_$NAME$(first: u32, slot: u32, team_lane: u32) {
+    //#for m MOST
+    //#if IN_$m$
     //#for r ROWS
-    let row_$r$ = min(first + $r$u, sizes.rows_$S$ - 1u) + sizes.at_$S$;
+    let row_$m$_$r$ = min(first + $r$u, sizes.rows_$m$ - 1u) + sizes.at_$m$;
     //#for c COLUMNS
-    var acc_$r$_$c$ = 0.0;
+    var acc_$m$_$r$_$c$ = 0.0;
     //#endfor
     //#endfor
-    //#for c COLUMNS
-    let x_$c$ = sizes.first_row + min($c$u, sizes.rows - 1u);
-    //#endfor
-    let count = $PIECES$;
-    var b = team_lane;
-    //#if UNROLLED
-    for (; b + ($UNROLL$u - 1u) * TEAM < count; b += $UNROLL$u * TEAM) {
-        //#include unrolled
-    }
     //#endif
-    for (; b < count; b += TEAM) {
-        //#include single
+    //#endfor
+    var b = team_lane;
+    //#if WHOLE_TURNS
+    for (var turn = 0u; turn < $TURNS$u; turn++) {
+    //#else
+    while (b < $COUNT$u) {
+    //#endif
+        // All weights first: they come from afar.
+        //#for m MOST
+        //#if IN_$m$
+        //#for r ROWS
+        //#if FLOATS
+        let w_$m$_$r$ = piece_$m$(row_$m$_$r$, BLOCKS, b);
+        //#else
+        //#if EXACT
+        let w_$m$_$r$ = weights_$m$(row_$m$_$r$, BLOCKS, b);
+        //#else
+        let w_$m$_$r$ = codes_$m$(row_$m$_$r$, BLOCKS, b);
+        let s_$m$_$r$ = scales_$m$(row_$m$_$r$, BLOCKS, b);
+        //#endif
+        //#endif
+        //#endfor
+        //#endif
+        //#endfor
+        //#for c COLUMNS
+        {
+            //#include column
+        }
+        //#endfor
+        b += TEAM;
     }
-    //#for r ROWS
-    //#for c COLUMNS
-    put(slot + $r$u * $COLUMNS$u + $c$u, team_lane, acc_$r$_$c$);
-    //#endfor
-    //#endfor
+    //#include puts
 }

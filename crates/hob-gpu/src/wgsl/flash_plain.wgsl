@@ -194,7 +194,7 @@ fn main(
         for (var part = 0u; part < 64u / V_PART; part++) {
             workgroupBarrier();
             stage_v(first, wide, at, part, lane);
-            clear_v(block, part, t.position + (t.end - 1u) / GROUP + 1u, lane);
+            clear_v(block * 64u + part * V_PART, t.position + (t.end - 1u) / GROUP + 1u, lane);
             workgroupBarrier();
             for (var p = 0u; p < V_PART; p++) {
                 for (var d = 0u; d < DIMS; d++) {

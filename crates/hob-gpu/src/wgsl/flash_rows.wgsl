@@ -5,7 +5,7 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(0) var<storage, read_write> out: array<$QUAD$>;
 @group(0) @binding(1) var<storage, read> q: array<$QUAD$>;
 @group(0) @binding(2) var<storage, read> arguments: array<u32>;
-@group(0) @binding(3) var<storage, read> pages: array<$PAGE_WORD$>;
+@group(0) @binding(3) var<storage, read> pages: array<vec4<u32>>;
 //#if FIRST
 @group(0) @binding(4) var<storage, read> first_pages: array<vec4<u32>>;
 //#endif

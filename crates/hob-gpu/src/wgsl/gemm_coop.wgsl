@@ -1,17 +1,20 @@
 enable f16;
+//#if COOP
 enable wgpu_cooperative_matrix;
+//#endif
 // A tile of $BM$ activation rows by $BN$ weight rows per workgroup, in steps of $BK$ along the input width, on
 // cooperative matrices of 16 x 16 x 16 f16 with f32 sums, $WM$ x $WN$ per subgroup. Both operands lie in workgroup
-// memory as f16, $S$ vectors of four per row, two of them unused so that rows start in different banks; what the next
-// step needs travels into registers meanwhile. A gated pair takes one half of the weight rows each, and so does
-// every subgroup's share of them.
+// memory as f16, $S$ vectors of four per row, two of them unused so that rows start in different banks. What the next
+// step needs travels into registers, as it lies in memory, while this step is multiplied: nothing waits for it. Reading
+// is what the device has least of, so scales are read once for as many steps as one read holds. A gated pair takes one
+// half of the weight rows each, and so does every subgroup's share of them.
 //#include finish
 //#include unpack
 //#if HALF_OUT
 //#include finite_half
 //#endif
 
-// A block of 32 weights: floats as f16, or codes with what makes weights of them.
+// A block of 32 weights as read: floats as f16, or words of codes.
 //#if FLOATS
 struct Raw { p: array<vec4<f16>, 8> }
 
@@ -19,21 +22,12 @@ fn finite(v: vec4<f32>) -> vec4<f16> {
     return vec4<f16>(clamp(v, vec4(-65504.0), vec4(65504.0)));
 }
 //#else
-struct Raw { lo: vec4<u32>, hi: vec4<u32>, s: vec2<f32>, m: vec2<f32> }
-
-// Four codes as weights. A byte with its sign flipped, under the bits of 1024, is the half 1152 + code: `m` has the 1152
-// taken off. Scaled in f32, rounded once.
-fn four_halves(word: u32, s: f32, m: f32) -> vec4<f16> {
-    let biased = word ^ 0x80808080u;
-    let even = unpack2x16float((biased & 0x00ff00ffu) | 0x64006400u);
-    let odd = unpack2x16float(((biased >> 8u) & 0x00ff00ffu) | 0x64006400u);
-    return vec4<f16>(fma(vec4(even.x, odd.x, even.y, odd.y), vec4(s), vec4(m)));
-}
+alias Raw = CodeWords;
 //#endif
 
-//#include fetch_a
+//#include block_a
 //#if GATED
-//#include fetch_b
+//#include block_b
 //#endif
 
 // In vectors of four: with f16 in it a vector is loaded into a cooperative matrix at once, and other types are refused by
@@ -48,36 +42,22 @@ fn put_x(at: u32, v: vec4<u32>) {
     tile_x[at + 1u] = vec4<f16>(vec4(unpack2x16float(v.z), unpack2x16float(v.w)));
 }
 
-fn put_w(at: u32, raw: Raw) {
-    //#if FLOATS
-    //#for i 8
-    tile_w[at + $i$u] = raw.p[$i$];
-    //#endfor
-    //#else
-    tile_w[at] = four_halves(raw.lo.x, raw.s.x, raw.m.x);
-    tile_w[at + 1u] = four_halves(raw.lo.y, raw.s.x, raw.m.x);
-    tile_w[at + 2u] = four_halves(raw.lo.z, raw.s.x, raw.m.x);
-    tile_w[at + 3u] = four_halves(raw.lo.w, raw.s.x, raw.m.x);
-    tile_w[at + 4u] = four_halves(raw.hi.x, raw.s.y, raw.m.y);
-    tile_w[at + 5u] = four_halves(raw.hi.y, raw.s.y, raw.m.y);
-    tile_w[at + 6u] = four_halves(raw.hi.z, raw.s.y, raw.m.y);
-    tile_w[at + 7u] = four_halves(raw.hi.w, raw.s.y, raw.m.y);
-    //#endif
+// Where unit `u` of the first step lies: a piece of 8 values of the activations' form.
+fn place_x(row0: u32, u: u32) -> u32 {
+    let row = sizes.first_row + min(row0 + u / $PIECES$u, sizes.rows - 1u);
+    return row * ((sizes.x_width + 31u) / 32u * 4u) + u % $PIECES$u;
 }
 
-fn fetch_x(row0: u32, u: u32, step: u32) -> vec4<u32> {
-    let pieces = (sizes.x_width + 31u) / 32u * 4u;
-    let row = sizes.first_row + min(row0 + u / $PIECES$u, sizes.rows - 1u);
-    let piece = step * $PIECES$u + u % $PIECES$u;
+fn fetch_x(place: u32, u: u32, step: u32) -> vec4<u32> {
     //#if TAIL
-    if (piece >= pieces) {
+    if (step * $PIECES$u + u % $PIECES$u >= (sizes.x_width + 31u) / 32u * 4u) {
         return vec4(0u);
     }
     //#endif
-    return x[row * pieces + piece];
+    return x[place + step * $PIECES$u];
 }
 
-// Where unit `u` of a step, one of $PER_ROW$ blocks of a tile row, comes from.
+// Unit `u` of a step, one of $PER_ROW$ blocks of a tile row.
 fn fetch_w(col0: u32, u: u32, step: u32) -> Raw {
     let r = u / $PER_ROW$u;
     let block = step * $PER_ROW$u + u % $PER_ROW$u;
@@ -89,13 +69,60 @@ fn fetch_w(col0: u32, u: u32, step: u32) -> Raw {
     return fetch_a(sizes.row_a + min(col0 + r, sizes.cols - 1u), block);
 }
 
+fn fetch_scales(col0: u32, u: u32, step: u32) -> ScaleWords {
+    //#if FLOATS
+    return ScaleWords();
+    //#else
+    let r = u / $PER_ROW$u;
+    let block = step * $PER_ROW$u + u % $PER_ROW$u;
+    //#if GATED
+    if (r >= $COLS$u) {
+        return fetch_scales_b(sizes.row_b + min(col0 + r - $COLS$u, sizes.cols - 1u), block);
+    }
+    //#endif
+    return fetch_scales_a(sizes.row_a + min(col0 + r, sizes.cols - 1u), block);
+    //#endif
+}
+
+fn put_w(at: u32, u: u32, step: u32, raw: Raw, scales: ScaleWords) {
+    let block = step * $PER_ROW$u + u % $PER_ROW$u;
+    //#if MIXED
+    if (u / $PER_ROW$u >= $COLS$u) {
+        put_b(at, block, raw, scales);
+        return;
+    }
+    //#endif
+    put_a(at, block, raw, scales);
+}
+
+//#if !COOP
+// What a cooperative matrix does, one lane after the other: a lane has 8 sums of one row. For devices without them.
+fn multiply_add(x: u32, w: u32, sums: array<vec4<f32>, 2>, lane: u32) -> array<vec4<f32>, 2> {
+    var out = sums;
+    for (var c = 0u; c < 8u; c++) {
+        for (var k = 0u; k < 4u; k++) {
+            let a = tile_x[x + lane / 2u * $S$u + k];
+            let b = tile_w[w + (lane % 2u * 8u + c) * $S$u + k];
+            out[c / 4u][c % 4u] += dot(vec4<f32>(a), vec4<f32>(b));
+        }
+    }
+    return out;
+}
+//#endif
+
 @compute @workgroup_size($THREADS$)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
+    //#if COOP
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) lane: u32,
+    //#endif
 ) {
+    //#if !COOP
+    let subgroup = t / 32u;
+    let lane = t % 32u;
+    //#endif
     let row0 = group.x * $BM$u;
     let col0 = group.y * $COLS$u;
     let wm = (subgroup / $WARPS_N$u) * $WM$u;
@@ -103,54 +130,129 @@ fn main(
     //#for i MF
     //#for h SIDES
     //#for j NF
-    var acc_$i$_$h$_$j$: coop_mat16x16<f32, C>;
+    var acc_$i$_$h$_$j$: $SUM$;
     //#endfor
     //#endfor
-    //#endfor
-    //#for i XU
-    var x_$i$ = fetch_x(row0, t + $i$u * $THREADS$u, 0u);
-    //#endfor
-    //#for i WU
-    var w_$i$ = fetch_w(col0, t + $i$u * $THREADS$u, 0u);
     //#endfor
     let steps = (sizes.blocks + $PER_ROW$u - 1u) / $PER_ROW$u;
+    //#for i XU
+    let unit_x_$i$ = t + $i$u * $THREADS$u;
+    let place_x_$i$ = place_x(row0, unit_x_$i$);
+    let to_x_$i$ = unit_x_$i$ / $PIECES$u * $S$u + unit_x_$i$ % $PIECES$u * 2u;
+    var x_$i$ = fetch_x(place_x_$i$, unit_x_$i$, 0u);
+    //#endfor
+    //#for i WU
+    let unit_w_$i$ = t + $i$u * $THREADS$u;
+    let to_w_$i$ = unit_w_$i$ / $PER_ROW$u * $S$u + unit_w_$i$ % $PER_ROW$u * 8u;
+    var w_$i$ = fetch_w(col0, unit_w_$i$, 0u);
+    //#if PAIRS
+    var second_$i$ = fetch_w(col0, unit_w_$i$, min(1u, steps - 1u));
+    //#endif
+    var scales_$i$ = fetch_scales(col0, unit_w_$i$, 0u);
+    //#endfor
     for (var step = 0u; step < steps; step++) {
         //#for i XU
-        put_x((t + $i$u * $THREADS$u) / $PIECES$u * $S$u + (t + $i$u * $THREADS$u) % $PIECES$u * 2u, x_$i$);
+        put_x(to_x_$i$, x_$i$);
         //#endfor
         //#for i WU
-        put_w((t + $i$u * $THREADS$u) / $PER_ROW$u * $S$u + (t + $i$u * $THREADS$u) % $PER_ROW$u * 8u, w_$i$);
+        //#if PAIRS
+        if (step % 2u == 1u) {
+            w_$i$ = second_$i$;
+        }
+        //#endif
+        put_w(to_w_$i$, unit_w_$i$, step, w_$i$, scales_$i$);
         //#endfor
         workgroupBarrier();
-        if (step + 1u < steps) {
-            //#for i XU
-            x_$i$ = fetch_x(row0, t + $i$u * $THREADS$u, step + 1u);
-            //#endfor
+        // Behind the last step nobody needs what is fetched: read again is simpler than a branch.
+        let next = min(step + 1u, steps - 1u);
+        //#for i XU
+        x_$i$ = fetch_x(place_x_$i$, unit_x_$i$, next);
+        //#endfor
+        //#if PAIRS
+        if (next % 2u == 0u) {
             //#for i WU
-            w_$i$ = fetch_w(col0, t + $i$u * $THREADS$u, step + 1u);
+            w_$i$ = fetch_w(col0, unit_w_$i$, next);
+            second_$i$ = fetch_w(col0, unit_w_$i$, min(next + 1u, steps - 1u));
             //#endfor
         }
+        //#else
+        //#for i WU
+        w_$i$ = fetch_w(col0, unit_w_$i$, next);
+        //#endfor
+        //#endif
+        //#if RUNS
+        if (next * $PER_ROW$u % $RUN$u == 0u) {
+            //#for i WU
+            scales_$i$ = fetch_scales(col0, unit_w_$i$, next);
+            //#endfor
+        }
+        //#else
+        //#for i WU
+        scales_$i$ = fetch_scales(col0, unit_w_$i$, next);
+        //#endfor
+        //#endif
         //#for k KF
         //#for i MF
         let xa_$k$_$i$ = (wm + 16u * $i$u) * $S$u + 4u * $k$u;
+        //#if COOP
         let x_$k$_$i$ = coopLoadT<coop_mat16x16<f16, A>>(&tile_x[xa_$k$_$i$], $S$u);
+        //#endif
         //#endfor
         //#for h SIDES
         //#for j NF
         let wa_$k$_$h$_$j$ = (wn + 16u * $j$u + $h$u * $COLS$u) * $S$u + 4u * $k$u;
+        //#if COOP
         let w_$k$_$h$_$j$ = coopLoad<coop_mat16x16<f16, B>>(&tile_w[wa_$k$_$h$_$j$], $S$u);
+        //#endif
         //#for i MF
+        //#if COOP
         acc_$i$_$h$_$j$ = coopMultiplyAdd(x_$k$_$i$, w_$k$_$h$_$j$, acc_$i$_$h$_$j$);
+        //#else
+        acc_$i$_$h$_$j$ = multiply_add(xa_$k$_$i$, wa_$k$_$h$_$j$, acc_$i$_$h$_$j$, lane);
+        //#endif
         //#endfor
         //#endfor
         //#endfor
         //#endfor
         workgroupBarrier();
     }
+    //#if DIRECT
+    // A whole tile goes where it belongs without a detour. (`&&` is no uniform condition to the compiler.)
+    if ((row0 + $BM$u <= sizes.rows) & (col0 + $COLS$u <= sizes.cols)) {
+        let wide = sizes.out_width / 4u;
+        //#for i MF
+        //#for j NF
+        let at_$i$_$j$ = (row0 + wm + 16u * $i$u) * wide + (sizes.first_col + col0 + wn + 16u * $j$u) / 4u;
+        //#if COOP
+        //#if ADD
+        let old_$i$_$j$ = coopLoadT<coop_mat16x16<f32, C>>(&out[at_$i$_$j$], wide);
+        acc_$i$_0_$j$ = acc_$i$_0_$j$ + old_$i$_$j$;
+        //#endif
+        coopStoreT(acc_$i$_0_$j$, &out[at_$i$_$j$], wide);
+        //#else
+        let mine_$i$_$j$ = at_$i$_$j$ + lane / 2u * wide + lane % 2u * 2u;
+        //#if ADD
+        out[mine_$i$_$j$] += acc_$i$_0_$j$[0];
+        out[mine_$i$_$j$ + 1u] += acc_$i$_0_$j$[1];
+        //#else
+        out[mine_$i$_$j$] = acc_$i$_0_$j$[0];
+        out[mine_$i$_$j$ + 1u] = acc_$i$_0_$j$[1];
+        //#endif
+        //#endif
+        //#endfor
+        //#endfor
+        return;
+    }
+    //#endif
     let place = subgroup * 64u;
     //#for i MF
     //#for j NF
+    //#if COOP
     coopStoreT(acc_$i$_0_$j$, &sums[place], 4u);
+    //#else
+    sums[place + 2u * lane] = acc_$i$_0_$j$[0];
+    sums[place + 2u * lane + 1u] = acc_$i$_0_$j$[1];
+    //#endif
     workgroupBarrier();
     let low_$i$_$j$ = sums[place + lane];
     let high_$i$_$j$ = sums[place + lane + 32u];
@@ -158,7 +260,12 @@ fn main(
     let row_$i$_$j$ = row0 + wm + 16u * $i$u + lane / 4u;
     let col_$i$_$j$ = col0 + wn + 16u * $j$u + lane % 4u * 4u;
     //#if GATED
+    //#if COOP
     coopStoreT(acc_$i$_1_$j$, &sums[place], 4u);
+    //#else
+    sums[place + 2u * lane] = acc_$i$_1_$j$[0];
+    sums[place + 2u * lane + 1u] = acc_$i$_1_$j$[1];
+    //#endif
     workgroupBarrier();
     finish(row_$i$_$j$, col_$i$_$j$, low_$i$_$j$, sums[place + lane]);
     finish(row_$i$_$j$ + 8u, col_$i$_$j$, high_$i$_$j$, sums[place + lane + 32u]);

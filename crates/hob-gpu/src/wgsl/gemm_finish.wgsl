@@ -57,6 +57,12 @@ fn finish(r: u32, c: u32, sum_a: vec4<f32>, sum_b: vec4<f32>) {
     v = activation(v) * up;
     //#endif
     let at = r * sizes.out_width + sizes.first_col + c;
+    //#if VECTORS
+    //#if ADD
+    v += out[at / 4u];
+    //#endif
+    out[at / 4u] = v;
+    //#else
     let inside = vec4(sizes.cols - c) > vec4(0u, 1u, 2u, 3u);
     //#if ADD
     let end = at + min(sizes.cols - c, 4u) - 1u;
@@ -66,8 +72,9 @@ fn finish(r: u32, c: u32, sum_a: vec4<f32>, sum_b: vec4<f32>) {
     if (inside.y) { out[at + 1u] = v.y; }
     if (inside.z) { out[at + 2u] = v.z; }
     if (inside.w) { out[at + 3u] = v.w; }
+    v = select(vec4(0.0), v, inside);
+    //#endif
     //#if HALF_OUT
-    let kept = select(vec4(0.0), v, inside);
-    half_out[r * sizes.half_pieces + (sizes.first_col + c) / 4u] = vec2(finite_half(kept.xy), finite_half(kept.zw));
+    half_out[r * sizes.half_pieces + (sizes.first_col + c) / 4u] = vec2(finite_half(v.xy), finite_half(v.zw));
     //#endif
 }

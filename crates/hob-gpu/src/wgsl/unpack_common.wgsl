@@ -1,3 +1,7 @@
+// The planes' words of a block's codes: nibbles or the first 16 bytes; what there is beside them.
+struct CodeWords { main: vec4<u32>, more: vec4<u32> }
+// What scales of a run of blocks are made of: words that they share, and words of each.
+struct ScaleWords { shared_: vec4<u32>, own: vec4<u32> }
 // 16 int8 codes each, in order.
 struct Codes { lo: vec4<u32>, hi: vec4<u32> }
 // Scales and minima of weights 0..16 and 16..32.

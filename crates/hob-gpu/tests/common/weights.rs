@@ -9,6 +9,7 @@ use super::common::values;
 
 /// Formats that stay packed on a GPU; the others are decoded to f16 and multiply f32 activations, so that the oracle for
 /// them is the exact one.
+#[allow(dead_code, reason = "some tests choose formats of their own")]
 pub const PACKED: [Format; 16] = [
     Format::Q4_0,
     Format::Q4_1,

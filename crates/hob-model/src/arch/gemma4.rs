@@ -8,16 +8,16 @@
 //! chosen ones. E models add what each layer is told of the token. x' = c h', c a number per layer.
 //! Logits are capped; the head is tied.
 
-use hob_compute::{Activation, Combine, Gating, Map};
+use hob_compute::{Activation, Gating, Map};
 
-use super::{Architecture, Entry, LayerState, gemma3, llama};
+use super::{Architecture, Entry, gemma3, llama};
 use crate::blocks::{
-    Branch, Decoder, FfnNames, FfnShape, Gqa, GqaStyle, InputNames, Layer, LayerInput, LayerInputs, Moe,
-    MoeNames, Norm, QkNorm, Step, Stream, Swiglu,
+    Beside, BesideNames, Branch, Decoder, FfnNames, FfnShape, Gqa, GqaStyle, InputNames, Layer, LayerInput,
+    LayerInputs, MoeNames, QkNorm, Step, Stream, Swiglu,
 };
 use crate::config::{Config, DenseShape, ExpertConfig, Key, Keys, LayerConfig, RouterDefaults, ValueSource};
 use crate::config::{dense, experts, local_rope, rope, same_layers, softcap, windows};
-use crate::needs::{BufId, Name, Naming, Needs, Rows, Section};
+use crate::needs::{Name, Naming, Needs};
 use crate::stacked::ExpertNames;
 use crate::{ModelError, Result, RopeConfig, RopeScaling};
 
@@ -215,24 +215,14 @@ fn shape(config: &mut Config, shape: &DenseShape) {
     }
 }
 
+const GATE_UP: &str = "experts.gate_up_proj";
+const DOWN: &str = "experts.down_proj";
 const EXPERTS: MoeNames = MoeNames {
     router: Name { gguf: "ffn_gate_inp", hf: "router.proj" },
     scales: Some(Name { gguf: "ffn_down_exps.scale", hf: "router.per_expert_scale" }),
-    gate: ExpertNames {
-        hf_each: "experts.{}.gate_proj",
-        hf_stacked: "experts.gate_up_proj",
-        ..MoeNames::USUAL.gate
-    },
-    up: ExpertNames {
-        hf_each: "experts.{}.up_proj",
-        hf_stacked: "experts.gate_up_proj",
-        ..MoeNames::USUAL.up
-    },
-    down: ExpertNames {
-        hf_each: "experts.{}.down_proj",
-        hf_stacked: "experts.down_proj",
-        ..MoeNames::USUAL.down
-    },
+    gate: ExpertNames { hf_each: "experts.{}.gate_proj", hf_stacked: GATE_UP, ..MoeNames::USUAL.gate },
+    up: ExpertNames { hf_each: "experts.{}.up_proj", hf_stacked: GATE_UP, ..MoeNames::USUAL.up },
+    down: ExpertNames { hf_each: "experts.{}.down_proj", hf_stacked: DOWN, ..MoeNames::USUAL.down },
     ..MoeNames::USUAL
 };
 
@@ -247,60 +237,20 @@ const INPUTS: InputNames = InputNames {
 
 const ACTIVATION: Activation = Activation::GeluTanh;
 
-/// The norms and the router of a mixture beside a dense block.
-struct Mixture {
-    /// Of the dense block's output.
-    dense: Norm,
-    /// Of what the router reads, in the stream's width.
-    router: Norm,
-    pre: Norm,
-    post: Norm,
-    moe: Moe,
-    /// What the router's logits are multiplied by.
-    factor: f32,
-    /// `[rows, dim]`
-    mixed: BufId,
-}
-
-impl Mixture {
-    fn new(config: &Config, i: usize, layer: &LayerConfig, needs: &mut Needs) -> Option<Self> {
-        const ROUTER: Name = Name { gguf: "ffn_gate_inp.scale", hf: "router.scale" };
-        let experts = layer.experts.as_ref()?;
-        let mut norm = |gguf, hf| Norm::of_layer(config, i, Name { gguf, hf }, needs);
-        let dense = norm("post_ffw_norm_1", "post_feedforward_layernorm_1");
-        let pre = norm("pre_ffw_norm_2", "pre_feedforward_layernorm_2");
-        let post = norm("post_ffw_norm_2", "post_feedforward_layernorm_2");
-        let router = needs.vector(needs.naming.in_full(i, ROUTER), config.dim);
-        Some(Mixture {
-            dense,
-            router: Norm::new(router, 1, config.rms_eps),
-            pre,
-            post,
-            moe: Moe::new(config.dim, i, experts, (EXPERTS, ACTIVATION), needs),
-            factor: 1.0 / (config.dim as f32).sqrt(),
-            mixed: needs.scratch("mixed experts", Rows::Chunk, config.dim),
-        })
-    }
-
-    /// Norms the dense block's output and adds the experts' for the stream `x`. `normed` is overwritten.
-    fn run(&self, step: &mut Step, Stream { x, normed }: Stream, dense: BufId) -> Result<()> {
-        self.dense.run(step, dense, dense)?;
-        self.router.run(step, x, normed)?;
-        self.moe.choose(step, normed, self.factor)?;
-        self.pre.run(step, x, normed)?;
-        self.moe.mix(step, normed, self.mixed, Combine::Store)?;
-        self.post.run(step, self.mixed, self.mixed)?;
-        let (rows, a, b) = (step.rows(), step.buf(dense), step.buf(self.mixed));
-        Ok(step.dev.map(&Map::Add { a, b, out: a, rows })?)
-    }
-}
+const MIXTURE: BesideNames = BesideNames {
+    dense: Name { gguf: "post_ffw_norm_1", hf: "post_feedforward_layernorm_1" },
+    router: Name { gguf: "ffn_gate_inp.scale", hf: "router.scale" },
+    pre: Name { gguf: "pre_ffw_norm_2", hf: "pre_feedforward_layernorm_2" },
+    post: Name { gguf: "post_ffw_norm_2", hf: "post_feedforward_layernorm_2" },
+    experts: EXPERTS,
+};
 
 struct Gemma4Layer {
     around_attention: Branch,
     attention: Gqa,
     around_ffn: Branch,
     ffn: Swiglu,
-    mixture: Option<Mixture>,
+    mixture: Option<Beside>,
     input: Option<LayerInput>,
     scale: f32,
 }
@@ -315,7 +265,7 @@ impl Gemma4Layer {
             attention: Gqa::new(config, i, attention, needs),
             around_ffn: Branch::new(config, i, gemma3::STYLE.ffn_norms, needs),
             ffn: Swiglu::new(config.dim, i, shape, names, needs),
-            mixture: Mixture::new(config, i, layer, needs),
+            mixture: Beside::new(config, i, (MIXTURE, ACTIVATION), needs),
             input: input.map(|width| LayerInput::new(config, i, width, (INPUTS, ACTIVATION), needs)),
             scale: layer.output_scale,
         }
@@ -341,41 +291,10 @@ impl Layer for Gemma4Layer {
     }
 }
 
-/// The decoder, and before its first layer the inputs of all of them.
-struct WithInputs {
-    decoder: Box<dyn Architecture>,
-    inputs: LayerInputs,
-    /// The residual stream.
-    x: BufId,
-}
-
-impl Architecture for WithInputs {
-    fn embed(&self, step: &mut Step) -> Result<()> {
-        self.decoder.embed(step)?;
-        self.inputs.run(step, self.x)
-    }
-
-    fn layer(&self, i: usize, step: &mut Step) -> Result<()> {
-        self.decoder.layer(i, step)
-    }
-
-    fn head(&self, step: &mut Step) -> Result<()> {
-        self.decoder.head(step)
-    }
-
-    fn state_plan(&self) -> Vec<LayerState> {
-        self.decoder.state_plan()
-    }
-
-    fn logits(&self) -> BufId {
-        self.decoder.logits()
-    }
-}
-
 fn build(config: &Config, needs: &mut Needs) -> Box<dyn Architecture> {
     let decoder = Decoder::boxed(config, needs, |i, layer, needs| Gemma4Layer::new(config, i, layer, needs));
-    let Some(width) = config.layer_input else { return decoder };
-    needs.begin(Section::Embedding);
-    let inputs = LayerInputs::new(config, width, INPUTS, needs);
-    Box::new(WithInputs { decoder, inputs, x: Stream::new(config, needs).x })
+    match config.layer_input {
+        Some(width) => LayerInputs::before(decoder, config, width, INPUTS, needs),
+        None => decoder,
+    }
 }

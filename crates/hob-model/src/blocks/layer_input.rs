@@ -3,9 +3,10 @@
 
 use hob_compute::{Activation, Combine, Embed, Map};
 
-use super::ends::Norm;
+use super::ends::{Norm, Stream};
 use super::step::{Projection, Projections, Step};
-use crate::needs::{BufId, Group, Name, Needs, Rows, WeightId};
+use crate::arch::{Architecture, LayerState};
+use crate::needs::{BufId, Group, Name, Needs, Rows, Section, WeightId};
 use crate::{Config, Result};
 
 /// How an architecture spells the tensors of its inputs of layers.
@@ -40,7 +41,7 @@ pub(crate) struct LayerInputs {
 
 impl LayerInputs {
     /// Declares weights and buffers for inputs of `width` values per layer.
-    pub fn new(config: &Config, width: usize, names: InputNames, needs: &mut Needs) -> Self {
+    fn new(config: &Config, width: usize, names: InputNames, needs: &mut Needs) -> Self {
         let (layers, naming) = (config.layers.len(), needs.naming);
         let all = layers * width;
         let table = needs.table(naming.top(names.table), Group::Inputs, [config.vocab, all]);
@@ -57,8 +58,21 @@ impl LayerInputs {
         }
     }
 
+    /// The decoder, whose layers find their inputs made.
+    pub fn before(
+        decoder: Box<dyn Architecture>,
+        config: &Config,
+        width: usize,
+        names: InputNames,
+        needs: &mut Needs,
+    ) -> Box<dyn Architecture> {
+        needs.begin(Section::Embedding);
+        let inputs = LayerInputs::new(config, width, names, needs);
+        Box::new(WithInputs { decoder, inputs, x: Stream::new(config, needs).x })
+    }
+
     /// Makes the inputs of all layers from the embedding `x`.
-    pub fn run(&self, step: &mut Step, x: BufId) -> Result<()> {
+    fn run(&self, step: &mut Step, x: BufId) -> Result<()> {
         let (rows, projected, inputs) = (step.rows(), step.buf(self.projected), step.buf(self.inputs));
         let (table, scale) = (step.weight(self.table), (self.width as f32).sqrt());
         // First, because the table may lie on another device: what follows runs where the embedding is.
@@ -74,6 +88,37 @@ impl LayerInputs {
 }
 
 const INPUTS: &str = "inputs of layers";
+
+/// A decoder, and before its first layer the inputs of all of them.
+struct WithInputs {
+    decoder: Box<dyn Architecture>,
+    inputs: LayerInputs,
+    /// The residual stream.
+    x: BufId,
+}
+
+impl Architecture for WithInputs {
+    fn embed(&self, step: &mut Step) -> Result<()> {
+        self.decoder.embed(step)?;
+        self.inputs.run(step, self.x)
+    }
+
+    fn layer(&self, i: usize, step: &mut Step) -> Result<()> {
+        self.decoder.layer(i, step)
+    }
+
+    fn head(&self, step: &mut Step) -> Result<()> {
+        self.decoder.head(step)
+    }
+
+    fn state_plan(&self) -> Vec<LayerState> {
+        self.decoder.state_plan()
+    }
+
+    fn logits(&self) -> BufId {
+        self.decoder.logits()
+    }
+}
 
 /// What one layer does with its input: `x += post(out (activation(gate x) * input))`.
 pub(crate) struct LayerInput {

@@ -55,6 +55,39 @@ pub fn encode(format: Format) -> impl Fn(&str, usize, usize, &[f32]) -> Encoded 
     }
 }
 
+/// A model file that needs a folder of its own or none.
+pub fn opened(path: &Path, dir: TempDir) -> Tiny {
+    let file = Arc::new(ModelFile::open(path).expect("a model"));
+    let vocab = hob_model::Config::from_file(&file).expect("a config").vocab;
+    Tiny { dir, file, vocab }
+}
+
+/// A golden model with its large matrices in `format`, as far as their rows are whole blocks.
+pub fn quantised(name: &str, format: Format) -> Tiny {
+    let source = golden(name, true).file;
+    let (mut writer, mut data) = (Writer::new(), Vec::new());
+    source.metadata().copy_to(&mut writer);
+    for tensor in source.tensors() {
+        let bytes = source.mapped(tensor);
+        let (small, cols) =
+            (["_inp", "_norm", "conv.conv", ".bias"], *tensor.shape.last().expect("a dimension"));
+        let whole = format.row_bytes(cols).is_some();
+        if tensor.shape.len() < 2 || !whole || small.iter().any(|s| tensor.name.contains(s)) {
+            writer.tensor(&tensor.name, tensor.format, &tensor.shape).expect("a tensor");
+            data.push(bytes.to_vec());
+            continue;
+        }
+        let weights: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        let (_, packed) = encode(format)(&tensor.name, weights.len() / cols, cols, &weights);
+        writer.tensor(&tensor.name, format, &tensor.shape).expect("a tensor");
+        data.push(packed);
+    }
+    let dir = TempDir::new("mixture");
+    let path = dir.join("quantised.gguf");
+    writer.save(&path, &data.iter().map(Vec::as_slice).collect::<Vec<_>>()).expect("writable");
+    opened(&path, dir)
+}
+
 /// `spec` as a GGUF with matrices of `format`.
 pub fn gguf(spec: &TinySpec, format: Format) -> Tiny {
     let dir = TempDir::new("model");

@@ -1,21 +1,70 @@
 //! Attention of few rows: each sequence's context is cut into splits, which workgroups read at the same time, and a second
-//! dispatch merges what they leave (flash decoding). It must not know how a split is computed: see `kernel`.
+//! dispatch merges what they leave (flash decoding); a short context is one split, which one dispatch finishes. It must not
+//! know how a split is computed: see `kernel`.
 
 mod kernel;
 
+use std::ops::Range;
+
 use hob_compute::reference::attention::Scoring;
-use hob_compute::{Attend, ComputeError, PAGE_POSITIONS, Result, SeqRows};
+use hob_compute::{Attend, BLOCK_POSITIONS, ComputeError, PAGE_POSITIONS, Result, SeqRows};
 
 use super::VERB;
 use crate::Gpu;
-use crate::pages::{Bound, Tables};
-use crate::stream::{BufferId, Call, Stream};
-use kernel::{Fused, Merge, Variant};
+use crate::act::Int8;
+use crate::pages::{Bound, Layout};
+use crate::stream::{Bounds, BufferId, Call, Stream};
+use kernel::{Fused, Merge, Variant, Whole};
 
-/// Workgroups that a dispatch should have at least where contexts are long enough: several for each core of a large GPU.
-const WORKGROUPS: usize = 1024;
+/// Blocks of a page.
+const PAGE_BLOCKS: usize = PAGE_POSITIONS / BLOCK_POSITIONS;
+
 /// Most splits of a sequence.
 const MOST_SPLITS: usize = 1024;
+/// Words of an item in front of its pages.
+const ITEM_WORDS: usize = 5;
+
+/// How attention of few rows is cut. The figures are those of an H100; elsewhere they cost little, since a device with
+/// fewer cores has several of these workgroups on each.
+#[derive(Copy, Clone, Debug)]
+pub struct AttentionRule {
+    /// Lanes of a workgroup where sequences are split, and blocks of 64 positions that it has at a time.
+    pub lanes: usize,
+    /// Small workgroups of one block begin sooner than large ones.
+    pub blocks: usize,
+    /// The same where K or V are packed: a round quantizes its weights, and more positions share what that costs.
+    pub packed_blocks: usize,
+    /// Workgroups that a dispatch should have at least where contexts are long enough: several for each core of a large
+    /// GPU.
+    pub workgroups: usize,
+    /// Lanes where a sequence is one split, which has a core for itself.
+    pub whole_lanes: usize,
+    /// Its blocks at a time.
+    pub whole_blocks: usize,
+    /// Most blocks of a sequence that is one split. A round of `whole_blocks` costs what merging does, so that one round
+    /// is where splits begin to pay.
+    pub most_whole: usize,
+}
+
+impl Default for AttentionRule {
+    fn default() -> Self {
+        AttentionRule {
+            lanes: 128,
+            blocks: 1,
+            packed_blocks: 2,
+            workgroups: 1024,
+            whole_lanes: 512,
+            whole_blocks: 4,
+            most_whole: 4,
+        }
+    }
+}
+
+impl AttentionRule {
+    fn blocks_of(&self, layout: &Layout) -> usize {
+        if layout.k.is_packed() || layout.v.is_packed() { self.packed_blocks } else { self.blocks }
+    }
+}
 
 /// Rows that are not yet remembered, for the dispatch that norms, rotates, appends and attends.
 pub(super) struct New {
@@ -42,54 +91,82 @@ pub(crate) struct Splits {
     buffers: Option<[BufferId; 2]>,
     /// Bytes of each.
     room: [u64; 2],
-    /// For measurements: lanes of a workgroup and workgroups of a dispatch, where they are not to be chosen.
-    pub tuned: Option<(usize, usize)>,
+    rule: AttentionRule,
 }
 
 /// How the rows of a call are cut.
 struct Plan {
-    /// Sequence (index among those with rows, low half) and tile (high half), and split, of every workgroup.
+    /// Every workgroup's row, its position, columns of the sequence, tile, first block, and the pages from that of the first
+    /// block on.
     items: Vec<u32>,
+    /// Words of an item.
+    stride: usize,
     /// Row, its first item, splits, and row within the sequence.
     rows: Vec<u32>,
     /// Blocks of a split.
     blocks: usize,
 }
 
+/// Blocks that `seq` sees, from the first of a page on.
+fn seen(args: &Attend, seq: &SeqRows) -> Range<usize> {
+    seq.first_page(args.window) * PAGE_BLOCKS..(seq.position + seq.rows).div_ceil(BLOCK_POSITIONS)
+}
+
+fn longest(args: &Attend, seqs: &[SeqRows]) -> usize {
+    seqs.iter().map(|seq| seen(args, seq).len()).max().unwrap_or(0)
+}
+
+/// Tiles of `columns` columns.
+fn tiles(args: &Attend, seq: &SeqRows, columns: usize) -> usize {
+    (seq.rows * (args.heads / args.kv_heads)).div_ceil(columns)
+}
+
+/// Blocks of a split, so that a dispatch has about `workgroups` workgroups; a split begins with a page or lies within one.
+fn split_blocks(args: &Attend, seqs: &[SeqRows], variant: &Variant, rule: &AttentionRule) -> usize {
+    let columns = 4 * variant.fours;
+    let total: usize = seqs.iter().map(|seq| tiles(args, seq, columns) * seen(args, seq).len()).sum();
+    let each = (total * args.kv_heads).div_ceil(rule.workgroups);
+    let each = each.max(longest(args, seqs).div_ceil(MOST_SPLITS)).max(variant.blocks);
+    if each > 2 { each.next_multiple_of(PAGE_BLOCKS.max(variant.blocks)) } else { each.max(1) }
+}
+
 impl Plan {
-    /// Tiles of `columns` columns, `group` columns to a row; splits of a multiple of `step` blocks.
-    fn new(args: &Attend, seqs: &[SeqRows], (columns, step): (usize, usize), workgroups: usize) -> Plan {
-        let group = args.heads / args.kv_heads;
-        let tiles = |seq: &SeqRows| (seq.rows * group).div_ceil(columns);
-        let blocks = |seq: &SeqRows| {
-            let end = (seq.position + seq.rows).div_ceil(64);
-            end - seq.first_seen(args.window) / 64
-        };
-        let total: usize = seqs.iter().map(|seq| tiles(seq) * blocks(seq)).sum();
-        let longest = seqs.iter().map(blocks).max().unwrap_or(0);
-        let each = (total * args.kv_heads).div_ceil(workgroups).max(longest.div_ceil(MOST_SPLITS));
-        let each = each.max(1).next_multiple_of(step);
+    /// Tiles of `columns` columns, splits of `blocks` blocks.
+    fn new(args: &Attend, seqs: &[SeqRows], columns: usize, blocks: usize) -> Plan {
+        let pages = blocks.div_ceil(PAGE_BLOCKS);
+        let stride = ITEM_WORDS + pages;
         let (mut items, mut rows) = (Vec::new(), Vec::new());
-        for (index, seq) in seqs.iter().enumerate() {
-            let (first, splits) = (items.len() as u32 / 2, blocks(seq).div_ceil(each));
-            for tile in 0..tiles(seq) {
+        for seq in seqs {
+            let seen = seen(args, seq);
+            let (first, splits) = ((items.len() / stride) as u32, seen.len().div_ceil(blocks));
+            for tile in 0..tiles(args, seq, columns) {
                 for split in 0..splits {
-                    items.extend([index as u32 | (tile as u32) << 16, split as u32]);
+                    let block = seen.start + split * blocks;
+                    let count = seq.rows * (args.heads / args.kv_heads);
+                    items.extend([seq.row, seq.position, count, tile, block].map(|n| n as u32));
+                    let page = block / PAGE_BLOCKS;
+                    let held = seq.pages.iter().skip(page).take(pages).map(|page| page.index);
+                    items.extend(held);
+                    items.resize(items.len().next_multiple_of(stride), 0);
                 }
             }
             for row in 0..seq.rows {
                 rows.extend([(seq.row + row) as u32, first, splits as u32, row as u32]);
             }
         }
-        Plan { items, rows, blocks: each }
+        Plan { items, stride, rows, blocks }
+    }
+
+    fn count(&self) -> usize {
+        self.items.len() / self.stride
     }
 }
 
 impl Gpu {
-    /// For measurements: lanes of a workgroup (32, 64, 128) and workgroups of a dispatch of attention of few rows.
+    /// Another rule, for measurements (`examples/attend.rs`) and tests.
     #[doc(hidden)]
-    pub fn tune_attention(&mut self, tuned: Option<(usize, usize)>) {
-        self.splits.tuned = tuned;
+    pub fn tune_attention(&mut self, rule: AttentionRule) {
+        self.splits.rule = rule;
     }
 
     /// Attention of `seqs`, those of the checked `args.seqs` with 1 to 16 rows, whose pages lie in `bound`. With `new` every
@@ -101,20 +178,14 @@ impl Gpu {
         seqs: &[SeqRows],
         new: Option<&New>,
     ) -> Result<()> {
-        let most = seqs.iter().map(|seq| seq.rows).max().unwrap_or(0);
-        let several = if most > 1 { 16 } else { 1 };
-        let variant = self.variant(args, bound, several, new)?;
-        let workgroups = self.splits.tuned.map_or(WORKGROUPS, |(_, workgroups)| workgroups);
-        let plan = Plan::new(args, seqs, (4 * variant.fours, variant.lanes / 32), workgroups);
-        let tiles: usize =
-            seqs.iter().map(|s| (s.rows * args.heads / args.kv_heads).div_ceil(4 * variant.fours)).sum();
-        let usual = if self.splits.tuned.is_some() { 0 } else { WORKGROUPS };
-        let most = usual.max(plan.items.len() / 2 * args.kv_heads) + 2 * tiles * args.kv_heads;
-        let splits = self.splits(most * 4 * variant.fours, args.head_dim)?;
-        for bound in self.with_stand_ins(bound)? {
-            self.dispatch_splits(args, (&bound, seqs), (&variant, &plan), new, splits)?;
+        let fits = longest(args, seqs) <= self.splits.rule.most_whole;
+        // Short contexts grow: both forms are rehearsed.
+        if fits || self.stream.rehearsing {
+            self.run_whole(args, bound, seqs, new)?;
         }
-        self.dispatch_merge(args, bound, &plan, 4 * variant.fours, splits)?;
+        if !fits || self.stream.rehearsing {
+            self.run_splits(args, bound, seqs, new)?;
+        }
         let rows: usize = seqs.iter().map(|seq| seq.rows).sum();
         let all = rows == args.seqs.iter().map(|seq| seq.rows).sum::<usize>();
         let end = seqs.last().map_or(0, |seq| seq.row + seq.rows);
@@ -125,32 +196,99 @@ impl Gpu {
         Ok(())
     }
 
-    /// Whether a workgroup has all query heads of a KV head: else some would read what another stores.
-    pub(super) fn one_tile(&self, args: &Attend, bound: &Bound, new: &New) -> Result<bool> {
-        Ok(4 * self.variant(args, bound, 1, Some(new))?.fours >= args.heads / args.kv_heads)
+    /// One dispatch: every sequence is one split.
+    fn run_whole(&mut self, args: &Attend, bound: &Bound, seqs: &[SeqRows], new: Option<&New>) -> Result<()> {
+        let int8 = self.int8_of(args)?;
+        let variant = Variant {
+            whole: Some(Whole { sinks: args.sinks.is_some(), int8: int8.is_some() }),
+            ..self.variant(args, bound, seqs, new)?
+        };
+        let rule = self.splits.rule;
+        let variant = Variant { lanes: rule.whole_lanes, blocks: rule.whole_blocks, ..variant };
+        let variant = self.fitting(variant)?;
+        let blocks = longest(args, seqs).max(1).next_multiple_of(PAGE_BLOCKS);
+        let plan = Plan::new(args, seqs, 4 * variant.fours, blocks);
+        let mut results = vec![self.acts.get(VERB, args.out)?.rows];
+        results.extend(int8.map(|form| [form.codes, form.meta]).into_iter().flatten());
+        if let Some(sinks) = args.sinks {
+            results.push(self.weights.get(VERB, sinks)?.parts[0].buffer);
+        }
+        for bound in self.with_stand_ins(bound)? {
+            self.dispatch(args, (&bound, seqs), (&variant, &plan), new, &results)?;
+        }
+        Ok(())
     }
 
-    fn variant(&self, args: &Attend, bound: &Bound, rows: usize, new: Option<&New>) -> Result<Variant> {
-        let context = &self.stream.context;
-        let memory = context.device.limits().max_compute_workgroup_storage_size as usize;
+    /// Two dispatches: sequences are split, and results merged.
+    fn run_splits(
+        &mut self,
+        args: &Attend,
+        bound: &Bound,
+        seqs: &[SeqRows],
+        new: Option<&New>,
+    ) -> Result<()> {
+        let variant = self.fitting(self.variant(args, bound, seqs, new)?)?;
+        let (rule, columns) = (self.splits.rule, 4 * variant.fours);
+        let plan = Plan::new(args, seqs, columns, split_blocks(args, seqs, &variant, &rule));
+        let tiles: usize = seqs.iter().map(|seq| tiles(args, seq, columns)).sum();
+        let most =
+            AttentionRule::default().workgroups.max(plan.count() * args.kv_heads) + 2 * tiles * args.kv_heads;
+        let splits = self.splits(most * columns, args.head_dim)?;
+        for bound in self.with_stand_ins(bound)? {
+            self.dispatch(args, (&bound, seqs), (&variant, &plan), new, &splits)?;
+        }
+        self.dispatch_merge(args, bound, &plan, columns, splits)
+    }
+
+    /// The int8 form that `out` has and that heads fill in whole blocks.
+    fn int8_of(&self, args: &Attend) -> Result<Option<Int8>> {
+        Ok(self.acts.get(VERB, args.out)?.int8.filter(|_| args.head_dim.is_multiple_of(32)))
+    }
+
+    /// Whether a workgroup has all query heads of a KV head: else some would read what another stores.
+    pub(super) fn one_tile(&self, args: &Attend, bound: &Bound, new: &New) -> Result<bool> {
+        let variant = self.variant(args, bound, args.seqs, Some(new))?;
+        // Whole sequences take the most memory.
+        let whole = Some(Whole { sinks: args.sinks.is_some(), int8: true });
+        let rule = self.splits.rule;
+        let whole = Variant { lanes: rule.whole_lanes, blocks: rule.whole_blocks, whole, ..variant };
+        // Wide heads leave no room for new rows where workgroup memory is small.
+        let (Ok(split), Ok(whole)) = (self.fitting(variant), self.fitting(whole)) else { return Ok(false) };
+        Ok(4 * split.fours.min(whole.fours) >= args.heads / args.kv_heads)
+    }
+
+    /// The kernel of splits, before it is known to fit.
+    fn variant(&self, args: &Attend, bound: &Bound, seqs: &[SeqRows], new: Option<&New>) -> Result<Variant> {
+        let facts = &self.stream.context.facts;
+        let several = seqs.iter().any(|seq| seq.rows > 1);
+        let (group, most_rows) = (args.heads / args.kv_heads, if several { 16 } else { 1 });
         let fused = new.map(|new| Fused {
             norms: new.norms.is_some(),
             rotates: new.turn.is_some(),
             interleaved: new.turn.as_ref().is_some_and(|turn| turn.interleaved),
         });
-        let wanted = Variant {
+        let rule = self.splits.rule;
+        Ok(Variant {
             layout: bound.layout,
-            fours: (rows * args.heads / args.kv_heads).div_ceil(4).min(4),
-            lanes: self.splits.tuned.map_or(128, |(lanes, _)| lanes),
+            group,
+            fours: (most_rows * group).div_ceil(4).min(4),
+            lanes: rule.lanes,
+            blocks: rule.blocks_of(&bound.layout),
             cap: args.softcap.is_some(),
             fused,
-            subgroups: context.facts.tier.subgroups,
-        };
-        wanted.fitting(memory).ok_or_else(|| ComputeError::Device {
+            whole: None,
+            subgroups: facts.tier.subgroups.then_some(facts.least_subgroup),
+        })
+    }
+
+    fn fitting(&self, wanted: Variant) -> Result<Variant> {
+        let context = &self.stream.context;
+        let memory = context.device.limits().max_compute_workgroup_storage_size as usize;
+        wanted.fitting(memory, context.facts.group_lanes).ok_or_else(|| ComputeError::Device {
             device: context.facts.name.clone(),
             problem: format!(
                 "attention with heads of {} needs more than its {memory} bytes of workgroup memory",
-                args.head_dim
+                wanted.layout.head_dim
             ),
         })
     }
@@ -173,33 +311,32 @@ impl Gpu {
         Ok(buffers)
     }
 
-    fn dispatch_splits(
+    fn dispatch(
         &mut self,
         args: &Attend,
         (bound, seqs): (&Bound, &[SeqRows]),
         (variant, plan): (&Variant, &Plan),
         new: Option<&New>,
-        splits: [BufferId; 2],
+        results: &[BufferId],
     ) -> Result<()> {
-        let kernel = self.stream.kernel(variant.key(), || variant.source())?;
-        let mut words = plan.items.clone();
-        words.extend(Tables::new(seqs.iter(), |seq| seq.first_page(args.window)).words);
-        let at = self.stream.arguments(&words)?;
+        // Pages are those of checked calls; everything else stays inside by the text.
+        let kernel = self.stream.kernel_with(variant.key(), Bounds::Trusted, || variant.source())?;
+        let at = self.stream.arguments(&plan.items)?;
         let arguments = self.stream.argument_buffer();
         let [rest, first] = [bound.rest, bound.first].map(|pool| pool.unwrap_or(arguments));
-        let mut bindings = vec![splits[0], splits[1], arguments, self.acts.get(VERB, args.q)?.rows, rest];
+        let mut bindings = results.to_vec();
+        bindings.extend([arguments, self.acts.get(VERB, args.q)?.rows, rest]);
         bindings.extend(bound.layout.first.then_some(first));
         let scoring = Scoring::new(args.scale, args.softcap);
         let window = args.window.map_or(u32::MAX, |w| w.min(u32::MAX as usize) as u32);
         let mut immediates = vec![
             at,
-            at + plan.items.len() as u32,
+            plan.stride as u32,
             plan.blocks as u32,
             window,
             scoring.factor.to_bits(),
             scoring.cap.unwrap_or(0.0).to_bits(),
             args.heads as u32,
-            (args.heads / args.kv_heads) as u32,
         ];
         immediates.extend([0; 4]);
         if let Some(new) = new {
@@ -210,7 +347,7 @@ impl Gpu {
             }
             if let Some(turn) = &new.turn {
                 bindings.push(turn.freqs);
-                (immediates[10], immediates[11]) = (turn.pairs, turn.magnitude.to_bits());
+                (immediates[7], immediates[10]) = (turn.pairs, turn.magnitude.to_bits());
             }
         }
         let seen = |seq: &SeqRows| seq.position + seq.rows - seq.first_seen(args.window);
@@ -219,7 +356,7 @@ impl Gpu {
             kernel,
             bindings: &bindings,
             immediates: &immediates,
-            groups: [plan.items.len() as u32 / 2, args.kv_heads as u32, 1],
+            groups: [plan.count() as u32, args.kv_heads as u32, 1],
             verb: VERB,
             bytes: (positions * bound.layout.page_bytes() / PAGE_POSITIONS) as u64,
         })
@@ -233,16 +370,17 @@ impl Gpu {
         columns: usize,
         splits: [BufferId; 2],
     ) -> Result<()> {
-        let out = self.acts.get(VERB, args.out)?;
-        let (rows, int8) = (out.rows, out.int8.filter(|_| args.head_dim.is_multiple_of(32)));
+        let (rows, int8) = (self.acts.get(VERB, args.out)?.rows, self.int8_of(args)?);
+        let facts = &self.stream.context.facts;
         let merge = Merge {
             head_dim: args.head_dim,
             rotated: bound.layout.v_rotated,
             sinks: args.sinks.is_some(),
             int8: int8.is_some(),
             splits: MOST_SPLITS,
+            subgroups: facts.tier.subgroups.then_some(facts.least_subgroup),
         };
-        let kernel = self.stream.kernel(merge.key(), || merge.source())?;
+        let kernel = self.stream.kernel_with(merge.key(), Bounds::Trusted, || merge.source())?;
         let at = self.stream.arguments(&plan.rows)?;
         let mut bindings = vec![rows, splits[0], splits[1], self.stream.argument_buffer()];
         if let Some(sinks) = args.sinks {
@@ -258,7 +396,7 @@ impl Gpu {
             immediates: &sizes,
             groups: [args.heads as u32, plan.rows.len() as u32 / 4, 1],
             verb: VERB,
-            bytes: (plan.items.len() / 2 * args.kv_heads * columns * 4 * args.head_dim) as u64,
+            bytes: (plan.count() * args.kv_heads * columns * 4 * args.head_dim) as u64,
         })
     }
 }

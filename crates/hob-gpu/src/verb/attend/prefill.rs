@@ -5,12 +5,14 @@
 //! walks the blocks of 64 positions that some of its rows see (FlashAttention-2, arXiv 2307.08691).
 
 mod kernel;
+#[cfg(test)]
+mod tests;
 
 use hob_compute::reference::attention::Scoring;
 use hob_compute::{Attend, ComputeError, Result, SeqRows};
 
 use crate::pages::{Bound, Stored, Tables};
-use crate::stream::{BufferId, Call, Kernel};
+use crate::stream::{BufferId, Call, Kernel, Source};
 use crate::{Gpu, Tier};
 use kernel::Variant;
 
@@ -27,8 +29,7 @@ impl Gpu {
     pub(crate) fn run_prefill(&mut self, args: &Attend, bound: &Bound, seqs: &[SeqRows]) -> Result<()> {
         // The same trial as for products: whether this driver's cooperative matrices are right and pay.
         let coop = bound.layout.k != Stored::F32 && self.coop_pays()?;
-        let out = self.acts.get(VERB, args.out)?;
-        let (rows, half) = (out.rows, out.half);
+        let half = self.acts.get(VERB, args.out)?.half;
         let context = &self.stream.context;
         let tier = Tier { coop, ..context.tier() };
         let memory = context.device.limits().max_compute_workgroup_storage_size as usize;
@@ -42,8 +43,22 @@ impl Gpu {
             );
             return Err(ComputeError::Device { device, problem });
         };
-        let kernel = self.stream.kernel(variant.key(), || variant.source())?;
+        self.run_variant(args, bound, seqs, &variant, || variant.source())
+    }
+
+    /// [`Gpu::run_prefill`] with a variant and its text.
+    fn run_variant(
+        &mut self,
+        args: &Attend,
+        bound: &Bound,
+        seqs: &[SeqRows],
+        variant: &Variant,
+        source: impl FnOnce() -> Source,
+    ) -> Result<()> {
+        let kernel = self.stream.kernel_with(variant.key(), variant.bounds(), source)?;
         let Some(pages) = bound.rest.or(bound.first) else { return Ok(()) };
+        let out = self.acts.get(VERB, args.out)?;
+        let (rows, half) = (out.rows, out.half);
         let q = self.acts.get(VERB, args.q)?.rows;
         let mut bindings = vec![rows, q, self.stream.argument_buffer(), pages];
         bindings.extend(variant.layout.first.then_some(bound.first.unwrap_or(pages)));
@@ -51,7 +66,7 @@ impl Gpu {
             bindings.push(self.weights.get(VERB, sinks)?.parts[0].buffer);
         }
         bindings.extend(half.filter(|_| variant.half));
-        self.dispatch_tiles(args, (kernel, &variant), &bindings, seqs)?;
+        self.dispatch_tiles(args, (kernel, variant), &bindings, seqs)?;
         let count = |seqs: &[SeqRows]| seqs.iter().map(|s| s.rows).sum::<usize>();
         if variant.half && count(seqs) == count(args.seqs) {
             let end = seqs.iter().map(|s| s.row + s.rows).max().unwrap_or(0);

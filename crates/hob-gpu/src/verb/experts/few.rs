@@ -149,6 +149,7 @@ impl Gate {
             .value("OUT", out)
             .value("META", out + 1)
             .value("VALUES", "values")
+            .flag("SHARED", false)
             .piece("quantize_block", QUANTIZE_BLOCK)
             .render(include_str!("../../wgsl/expert_gate.wgsl"));
         let mut bindings = vec![Access::Read; out];

@@ -214,6 +214,7 @@ fn tile_source(weights: &[(Format, &str)], activation: Activation, biased: bool)
         .value("META", out + 1)
         .value("DEEP", DEEP)
         .value("VALUES", "values")
+        .flag("SHARED", false)
         .piece("quantize_block", QUANTIZE_BLOCK)
         .render(include_str!("../../wgsl/expert_tile.wgsl"));
     let mut bindings = vec![Access::Read; out];

@@ -5,13 +5,15 @@ use crate::template::Template;
 
 const ENCODE: &str = include_str!("../../wgsl/encode.wgsl");
 
-/// `encode_k` and `encode_v`, for workgroups of `lanes` (a multiple of 8) that store up to `rows` (1 or 8) positions at
-/// once, and what they need: see `wgsl/encode.wgsl`.
+/// `pack_k` (codes and scales, with barriers), `keep_k` (stores) and the same of V, for workgroups of `lanes` (a multiple of
+/// 8) that store up to `rows` positions at once: 8, where `fresh` has one side after the other, or 1, where it has K and
+/// then V, and `kept_k` and `kept_v` tell what will be read back. See `wgsl/encode.wgsl`.
 pub(crate) fn encoders(layout: &Layout, rows: usize, lanes: usize) -> String {
     let span = 1usize << layout.head_dim.trailing_zeros();
+    let values = if rows == 1 { 2 } else { rows } * layout.head_dim;
     let mut text = part(&["COMMON"])
-        .value("FRESH", rows * layout.head_dim)
-        .value("SCALES", (rows * layout.head_dim / 32).max(1))
+        .value("FRESH", values)
+        .value("SCALES", (values / 32).max(1))
         .value("PARTS", 2 * lanes)
         .value("LANES", lanes)
         .value("SPAN", span)
@@ -34,23 +36,44 @@ pub(crate) fn encoders(layout: &Layout, rows: usize, lanes: usize) -> String {
         }
     }
     for side in ["k", "v"] {
-        text += &format!("fn encode_{side}(block: Block, octet: u32, base: u32, valid: u32, lane: u32) {{\n");
-        for kind in layout.kinds() {
-            let n = kind as u32;
-            text += &format!(
-                "    if (block.kind == {n}u) {{ encode_{side}_{n}(block.{side}, octet, base, valid, lane); }}\n"
-            );
+        text += &calls(layout, side, rows);
+    }
+    text
+}
+
+/// The functions that choose by the kind of a block.
+fn calls(layout: &Layout, side: &str, rows: usize) -> String {
+    let (mut pack, mut keep, mut kept) = (String::new(), String::new(), String::new());
+    for kind in layout.kinds() {
+        let n = kind as u32;
+        let stored = layout.formats(kind)[usize::from(side == "v")];
+        if stored.is_packed() {
+            let format = format!("{stored:?}").to_lowercase();
+            pack += &format!("    if (block.kind == {n}u) {{ quantize_{format}(start, lane); }}\n");
         }
-        text += "}\n";
+        keep += &format!(
+            "    if (block.kind == {n}u) {{ keep_{side}_{n}(block.{side}, octet, base, valid, start, lane); }}\n"
+        );
+        kept += &format!("    if (block.kind == {n}u) {{ return kept_{side}_{n}(start, dim); }}\n");
+    }
+    let mut text = format!(
+        "fn pack_{side}(block: Block, start: u32, lane: u32) {{\n{pack}}}\n\
+         fn keep_{side}(block: Block, octet: u32, base: u32, valid: u32, start: u32, lane: u32) {{\n{keep}}}\n"
+    );
+    if rows == 1 {
+        text += &format!(
+            "fn kept_{side}(block: Block, start: u32, dim: u32) -> f32 {{\n{kept}    return 0.0;\n}}\n"
+        );
     }
     text
 }
 
 fn part(on: &[&str]) -> Template {
-    const FLAGS: [&str; 13] = [
+    const FLAGS: [&str; 14] = [
         "COMMON",
         "CODES",
         "STORE",
+        "KEPT",
         "Q8",
         "Q4",
         "ASYM",
@@ -91,6 +114,7 @@ fn store(layout: &Layout, (stored, keys, kind): (Stored, bool, Kind), rows: usiz
         .flag("NIBBLES", nibbles)
         .flag("KEYS", keys)
         .flag("WHOLE_WORDS", whole.is_some())
+        .flag("KEPT", rows == 1)
         .value("NAME", format!("{}_{}", if keys { "k" } else { "v" }, kind as u32))
         .value("PAGES", kind.pages())
         .value("CODES_AT", stored.scale_words(dim))

@@ -31,10 +31,20 @@ const PLAIN: usize = 64;
 pub(crate) enum Way {
     /// Cooperative matrices on the f16 form.
     Coop,
+    /// The same tiles lane by lane, so that devices without such matrices test their text.
+    #[cfg(test)]
+    Lanes,
     /// Integer dot products on the int8 form.
     Int8,
     /// f32 throughout.
     Float,
+}
+
+impl Way {
+    /// Whether there are tiles of several kinds.
+    fn tiled(self) -> bool {
+        !matches!(self, Way::Int8 | Way::Float)
+    }
 }
 
 /// What a kernel's text depends on, its tile apart.
@@ -46,6 +56,8 @@ pub(crate) struct Spec {
     pub bias: [bool; 2],
     /// Whether the output's f16 form is written too.
     pub half_out: bool,
+    /// Whether rows and parts of the output are whole vectors of 4.
+    pub vectors: bool,
     /// Whether the input width is no multiple of the tile's step.
     pub tail: bool,
 }
@@ -62,6 +74,8 @@ impl Spec {
     fn key(&self, way: Way, tile: u32) -> KernelKey {
         let name = match way {
             Way::Coop => "gemm coop",
+            #[cfg(test)]
+            Way::Lanes => "gemm lanes",
             Way::Int8 => "gemm int8",
             Way::Float => "gemm float",
         };
@@ -71,7 +85,7 @@ impl Spec {
             Combine::Gated(Activation::Silu) => 2,
             Combine::Gated(_) => 3,
         };
-        let flags = [self.bias[0], self.bias[1], self.half_out, self.tail];
+        let flags = [self.bias[0], self.bias[1], self.half_out, self.vectors, self.tail];
         let flags = flags.iter().fold(0, |bits, &flag| 2 * bits + u32::from(flag));
         KernelKey {
             name,
@@ -91,6 +105,7 @@ impl Spec {
             .flag("BIAS_A", self.bias[0])
             .flag("BIAS_B", self.bias[1])
             .flag("HALF_OUT", self.half_out)
+            .flag("VECTORS", self.vectors)
             .flag("TAIL", self.tail)
             .flag("FLOATS", format::is_float(self.formats[0]))
             .flag("HALVES", self.weights().iter().any(|&f| format::has_halves(f)))
@@ -109,8 +124,9 @@ impl Spec {
     fn bindings(&self, way: Way) -> (String, Vec<Access>) {
         let (x, two) =
             (if way == Way::Float { "x: array<f32>" } else { "x: array<vec4<u32>>" }, self.gated());
+        let out = if self.vectors { "out: array<vec4<f32>>" } else { "out: array<f32>" };
         let all = [
-            (true, Access::Write, "out: array<f32>"),
+            (true, Access::Write, out),
             (true, Access::Read, x),
             (way == Way::Int8, Access::Read, "x_meta: array<vec2<u32>>"),
             (true, Access::Read, "w_a: array<vec4<u32>>"),
@@ -134,7 +150,9 @@ impl Spec {
     pub fn source(&self, way: Way, tile: Tile) -> Source {
         let (template, bindings) = self.template(way);
         let wgsl = match way {
-            Way::Coop => tile.text(self, template),
+            Way::Coop => tile.text(self, true, template),
+            #[cfg(test)]
+            Way::Lanes => tile.text(self, false, template),
             Way::Int8 => template.render(include_str!("../../wgsl/gemm_int8.wgsl")),
             Way::Float => template.render(include_str!("../../wgsl/gemm_float.wgsl")),
         };
@@ -185,13 +203,15 @@ impl Gpu {
         };
         let (a, b) = (products[0], products[products.len() - 1]);
         let formats = [self.weights.get(VERB, a.weight)?.format, self.weights.get(VERB, b.weight)?.format];
+        let out = self.acts.get(VERB, a.out)?;
         // The f16 form is written in pieces of 4.
         let aligned = segments.iter().all(|[s, _]| s.first.is_multiple_of(4));
         let spec = Spec {
             formats,
             combine: args.combine,
             bias: biases.map(|b| b.is_some()),
-            half_out: aligned && self.acts.get(VERB, a.out)?.half.is_some(),
+            half_out: aligned && out.half.is_some(),
+            vectors: aligned && out.shape.width.is_multiple_of(4),
             tail: false,
         };
         Ok(Job { spec, segments, biases, out: a.out })
@@ -213,15 +233,17 @@ impl Gpu {
 
     /// Dispatches a job.
     fn run_job(&mut self, args: &Linear, job: &Job, way: Way) -> Result<()> {
-        let end = args.first_row + args.rows;
-        let x = match way {
-            Way::Coop => vec![self.halved(VERB, args.x, end)?],
-            Way::Int8 => {
-                let form = self.quantized(VERB, args.x, end)?;
-                vec![form.codes, form.meta]
-            }
-            Way::Float => vec![self.acts.get(VERB, args.x)?.rows],
-        };
+        // All tiles that fewer or more rows would take are made in rehearsal.
+        if way == Way::Coop && self.stream.rehearsing {
+            return Tile::ALL.iter().try_for_each(|tile| self.run_tiles(args, job, way, *tile));
+        }
+        let width = self.shape(VERB, job.out)?.width;
+        self.run_tiles(args, job, way, Tile::of(args.rows, width, job.spec.gated()))
+    }
+
+    /// Dispatches a job in tiles of one kind, where the way has kinds.
+    fn run_tiles(&mut self, args: &Linear, job: &Job, way: Way, tile: Tile) -> Result<()> {
+        let x = self.operand(args, way)?;
         let cols = self.shape(VERB, args.x)?.width;
         let out = self.acts.get_mut(VERB, job.out)?;
         out.written();
@@ -231,26 +253,20 @@ impl Gpu {
         }
         let (rows, width) = (out.rows, out.shape.width);
         let gated = job.spec.gated();
-        // All tiles that fewer or more rows would take are made in rehearsal.
-        let tiles = match way == Way::Coop && self.stream.rehearsing {
-            true => Tile::ALL.to_vec(),
-            false => vec![Tile::of(args.rows, width, gated)],
-        };
-        for (tile, pair) in tiles.iter().flat_map(|tile| job.segments.iter().map(move |pair| (tile, pair))) {
-            let step = if way == Way::Coop { tile.step } else { 32 };
-            let spec = Spec { tail: !cols.next_multiple_of(32).is_multiple_of(step), ..job.spec };
-            // Every index of the cooperative tiles is clamped where it could leave its buffer.
-            let bounds = if way == Way::Coop { Bounds::Trusted } else { Bounds::Checked };
-            let key = spec.key(way, if way == Way::Coop { tile.code() } else { 0 });
-            let kernel = self.stream.kernel_with(key, bounds, || spec.source(way, *tile))?;
-            let [a, b] = *pair;
+        let step = if way.tiled() { tile.step } else { 32 };
+        let spec = Spec { tail: !cols.next_multiple_of(32).is_multiple_of(step), ..job.spec };
+        // Every index of the cooperative tiles is clamped where it could leave its buffer.
+        let bounds = if way.tiled() { Bounds::Trusted } else { Bounds::Checked };
+        let key = spec.key(way, if way.tiled() { tile.code() } else { 0 });
+        let kernel = self.stream.kernel_with(key, bounds, || spec.source(way, tile))?;
+        let [high, wide] = if way.tiled() { tile.outputs(gated) } else { [PLAIN; 2] };
+        for &[a, b] in &job.segments {
             let mut bindings = vec![rows];
             bindings.extend(&x);
             bindings.push(a.weights);
             bindings.extend(gated.then_some(b.weights));
             bindings.extend(job.biases.iter().flatten());
             bindings.extend(half_out);
-            let [high, wide] = if way == Way::Coop { tile.outputs(gated) } else { [PLAIN; 2] };
             let weights = a.rows * format::row_bytes(spec.formats[0], cols) * spec.weights().len();
             let words = [
                 args.rows,
@@ -274,5 +290,18 @@ impl Gpu {
             })?;
         }
         Ok(())
+    }
+
+    /// The activations in the form that a way multiplies.
+    fn operand(&mut self, args: &Linear, way: Way) -> Result<Vec<BufferId>> {
+        let end = args.first_row + args.rows;
+        Ok(match way {
+            Way::Int8 => {
+                let form = self.quantized(VERB, args.x, end)?;
+                vec![form.codes, form.meta]
+            }
+            Way::Float => vec![self.acts.get(VERB, args.x)?.rows],
+            _ => vec![self.halved(VERB, args.x, end)?],
+        })
     }
 }

@@ -1,191 +1,172 @@
-//#if NEW
+// The queries of the tile's columns and the new row of K and V (which travel as one more four of columns: k, v), normed and
+// rotated where that is left to do; the queries' codes; what the new position is stored as, and its scores. A lane has a
+// dimension, or some, of some fours.
+//#for i WIDE_TURNS
+let d$i$ = ($i$u * LANES + lane) % WIDE;
+let inside$i$ = d$i$ < HEAD_DIM;
+let safe$i$ = min(d$i$, HEAD_DIM - 1u);
 //#if ROTATES
-// Cosine and sine of a pair of dimensions, times the magnitude; the pair's dimensions.
-fn turn_of(pair: u32, position: u32) -> vec2<f32> {
-    return rope_angle(position, freqs[pair]) * sizes.magnitude;
+//#if INTERLEAVED
+let second$i$ = (d$i$ & 1u) == 1u;
+let pair$i$ = d$i$ / 2u;
+let other$i$ = min(d$i$ ^ 1u, HEAD_DIM - 1u);
+//#else
+let second$i$ = d$i$ >= sizes.rotary;
+let pair$i$ = select(d$i$, d$i$ - sizes.rotary, second$i$);
+let other$i$ = min(select(d$i$ + sizes.rotary, d$i$ - sizes.rotary, second$i$), HEAD_DIM - 1u);
+//#endif
+let freq$i$ = freqs[min(pair$i$, sizes.rotary - 1u)];
+//#endif
+//#if NORMS
+let q_weight$i$ = q_norm[safe$i$];
+let k_weight$i$ = k_norm[safe$i$];
+//#if ROTATES
+let q_other$i$ = q_norm[other$i$];
+let k_other$i$ = k_norm[other$i$];
+//#endif
+//#endif
+//#endfor
+//#for j FOUR_TURNS
+let c$j$ = lane / WIDE + $j$u * $FOURS_AT_ONCE$u;
+//#for i WIDE_TURNS
+var x$i$_$j$ = vec4<f32>(0.0);
+if (inside$i$ && c$j$ < COLUMN_FOURS) {
+    //#for n 4
+    {
+        let column = tile * COLUMNS + 4u * c$j$ + $n$u;
+        let safe = min(column, count - 1u);
+        let x = q_rows[((row + safe / GROUP) * sizes.heads + kv_head * GROUP + safe % GROUP) * HEAD_DIM + safe$i$];
+        x$i$_$j$[$n$] = select(0.0, x, column < count);
+    }
+    //#endfor
 }
-
-fn pair_of(pair: u32) -> vec2<u32> {
-    //#if INTERLEAVED
-    return vec2<u32>(2u * pair, 2u * pair + 1u);
-    //#else
-    return vec2<u32>(pair, pair + sizes.rotary);
-    //#endif
+//#if NEW
+if (inside$i$ && c$j$ == COLUMN_FOURS) {
+    let at = (row * KV_HEADS + kv_head) * HEAD_DIM + safe$i$;
+    x$i$_$j$ = vec4<f32>(k_rows[at], v_rows[at], 0.0, 0.0);
 }
 //#endif
-
-// Stores K and V of the new row of a KV head.
-fn store_new(row: u32, kv_head: u32, position: u32, page: u32, lane: u32) {
-    let block = block_of(page, position / 256u, kv_head, (position / 64u) % 4u);
-    let eight = (position / 8u) % 8u;
-    let base = position % 8u;
-    let first = (row * KV_HEADS + kv_head) * HEAD_DIM;
-    for (var i = lane; i < HEAD_DIM; i += LANES) {
-        fresh[i] = k_rows[first + i];
-    }
-    workgroupBarrier();
-    //#if NORMS
-    var squares = 0.0;
-    for (var i = lane; i < HEAD_DIM; i += LANES) {
-        squares = fma(fresh[i], fresh[i], squares);
-    }
-    weights[lane * COLUMN_FOURS] = vec4<f32>(squares);
-    workgroupBarrier();
-    sum_of_all(lane);
-    let r = 1.0 / sqrt(weights[0].x / f32(HEAD_DIM) + sizes.k_eps);
-    for (var i = lane; i < HEAD_DIM; i += LANES) {
-        fresh[i] = fresh[i] * r * k_norm[i];
-    }
-    workgroupBarrier();
-    //#endif
-    //#if ROTATES
-    for (var i = lane; i < sizes.rotary; i += LANES) {
-        let turn = turn_of(i, position);
-        let dims = pair_of(i);
-        let x = fresh[dims.x];
-        let y = fresh[dims.y];
-        fresh[dims.x] = fma(x, turn.x, -(y * turn.y));
-        fresh[dims.y] = fma(y, turn.x, x * turn.y);
-    }
-    workgroupBarrier();
-    //#endif
-    //#if K_ROTATED
-    rotate_fresh(lane);
-    //#endif
-    encode_k(block, eight, base, 1u << base, lane);
-    for (var i = lane; i < HEAD_DIM; i += LANES) {
-        fresh[i] = v_rows[first + i];
-    }
-    workgroupBarrier();
-    //#if V_ROTATED
-    rotate_fresh(lane);
-    //#endif
-    encode_v(block, eight, base, 1u << base, lane);
+//#if NORMS
+put_sum(c$j$ * WIDE + d$i$, x$i$_$j$ * x$i$_$j$, true);
+//#endif
+//#if ROTATES
+if (c$j$ < $FOURS$u) {
+    shared_out[c$j$ * WIDE + d$i$] = x$i$_$j$;
 }
 //#endif
-
-// The queries of the tile's columns, normed and rotated where that is left to do, and their codes.
-fn prepare(row: u32, tile: u32, count: u32, kv_head: u32, position: u32, lane: u32) {
-    for (var i = lane; i < HEAD_DIM * COLUMN_FOURS; i += LANES) {
-        let dim = i % HEAD_DIM;
-        let v = i / HEAD_DIM;
-        var x = vec4<f32>(0.0);
-        //#for j 4
-        {
-            let column = tile * COLUMNS + 4u * v + $j$u;
-            if (column < count) {
-                let head = kv_head * sizes.group + column % sizes.group;
-                x[$j$] = q_rows[((row + column / sizes.group) * sizes.heads + head) * HEAD_DIM + dim];
-            }
-        }
-        //#endfor
-        queries[dim * COLUMN_FOURS + v] = x;
-    }
-    workgroupBarrier();
-    //#if NORMS
-    //#for v CV
-    var squares$v$ = vec4<f32>(0.0);
-    //#endfor
-    for (var i = lane; i < HEAD_DIM; i += LANES) {
-        //#for v CV
-        squares$v$ = fma(queries[i * COLUMN_FOURS + $v$u], queries[i * COLUMN_FOURS + $v$u], squares$v$);
-        //#endfor
-    }
-    //#for v CV
-    weights[lane * COLUMN_FOURS + $v$u] = squares$v$;
-    //#endfor
-    workgroupBarrier();
-    sum_of_all(lane);
-    //#for v CV
-    let r$v$ = 1.0 / sqrt(weights[$v$u] / f32(HEAD_DIM) + sizes.q_eps);
-    //#endfor
-    for (var i = lane; i < HEAD_DIM; i += LANES) {
-        //#for v CV
-        queries[i * COLUMN_FOURS + $v$u] = queries[i * COLUMN_FOURS + $v$u] * r$v$ * q_norm[i];
-        //#endfor
-    }
-    workgroupBarrier();
-    //#endif
-    //#if ROTATES
-    for (var i = lane; i < sizes.rotary; i += LANES) {
-        let turn = turn_of(i, position);
-        let dims = pair_of(i);
-        //#for v CV
-        {
-            let x = queries[dims.x * COLUMN_FOURS + $v$u];
-            let y = queries[dims.y * COLUMN_FOURS + $v$u];
-            queries[dims.x * COLUMN_FOURS + $v$u] = fma(x, vec4<f32>(turn.x), -(y * turn.y));
-            queries[dims.y * COLUMN_FOURS + $v$u] = fma(y, vec4<f32>(turn.x), x * turn.y);
-        }
-        //#endfor
-    }
-    workgroupBarrier();
-    //#endif
-    //#if K_ROTATED
-    for (var stride = 1u; stride < $SPAN$u; stride *= 2u) {
-        for (var i = lane; i < HEAD_DIM / 2u * COLUMN_FOURS; i += LANES) {
-            let pair = i / COLUMN_FOURS;
-            let at = ((pair / stride) * 2u * stride + pair % stride) * COLUMN_FOURS + i % COLUMN_FOURS;
-            let x = queries[at];
-            let y = queries[at + stride * COLUMN_FOURS];
-            queries[at] = x + y;
-            queries[at + stride * COLUMN_FOURS] = x - y;
-        }
-        workgroupBarrier();
-    }
-    for (var i = lane; i < HEAD_DIM * COLUMN_FOURS; i += LANES) {
-        queries[i] *= $SPAN_FACTOR$;
-    }
-    workgroupBarrier();
-    //#endif
-    //#if K_PACKED
-    // One lane per four dimensions of four columns; the first of a group adds up its codes as well.
-    for (var i = lane; i < HEAD_DIM / 4u * COLUMN_FOURS; i += LANES) {
-        let v = i % COLUMN_FOURS;
-        let word = i / COLUMN_FOURS;
-        let group = word / 8u;
-        var most = vec4<f32>(0.0);
-        for (var k = 0u; k < 32u; k++) {
-            most = max(most, abs(queries[(32u * group + k) * COLUMN_FOURS + v]));
-        }
-        // What is neither 0 nor out of reach: else all codes are 0.
-        let usable = (most > vec4<f32>($Q_MOST$ / 3.4e38)) & (most < vec4<f32>(3.4e38));
-        let factor = select(vec4<f32>(0.0), $Q_MOST$ / most, usable);
-        var codes = vec4<u32>(0u);
-        //#if K_Q8
-        var lows = vec4<u32>(0u);
-        //#endif
-        for (var k = 0u; k < 4u; k++) {
-            let code = vec4<i32>(round(queries[(4u * word + k) * COLUMN_FOURS + v] * factor));
-            //#if K_Q8
-            let high = (code + 128) >> vec4<u32>(8u);
-            lows |= (bitcast<vec4<u32>>(code - 256 * high) & vec4<u32>(255u)) << vec4<u32>(8u * k);
-            codes |= (bitcast<vec4<u32>>(high) & vec4<u32>(255u)) << vec4<u32>(8u * k);
-            //#else
-            codes |= (bitcast<vec4<u32>>(code) & vec4<u32>(255u)) << vec4<u32>(8u * k);
-            //#endif
-        }
-        q_codes[word * COLUMN_FOURS + v] = codes;
-        //#if K_Q8
-        q_lows[word * COLUMN_FOURS + v] = lows;
-        //#endif
-        if (word % 8u == 0u) {
-            let scale = select(vec4<f32>(0.0), most / $Q_MOST$, usable);
-            q_scales[group * COLUMN_FOURS + v] = scale;
-            //#if K_NIBBLES
-            var sum = vec4<f32>(0.0);
-            for (var k = 0u; k < 32u; k++) {
-                sum += round(queries[(32u * group + k) * COLUMN_FOURS + v] * factor);
-            }
-            //#if K_ASYM
-            q_sums[group * COLUMN_FOURS + v] = sum * scale;
-            //#else
-            // Where products start: the codes of K are stored plus 8.
-            q_sums[group * COLUMN_FOURS + v] = MAGIC - 8.0 * sum;
-            //#endif
-            //#endif
-        }
-    }
-    workgroupBarrier();
-    //#endif
+//#endfor
+//#endfor
+//#if NORMS
+settle_sums($SLOTS$u, lane);
+//#endif
+//#if ROTATES
+//#for i WIDE_TURNS
+let turn$i$ = rope_angle(position, freq$i$) * sizes.magnitude;
+//#endfor
+//#endif
+//#if STAGED
+workgroupBarrier();
+//#endif
+//#for j FOUR_TURNS
+let four$j$ = min(c$j$, $FOURS$u - 1u);
+let is_new$j$ = c$j$ == COLUMN_FOURS;
+//#if NORMS
+var r$j$ = 1.0 / sqrt(sum_of(four$j$ * WIDE, WIDE) / f32(HEAD_DIM) + select(sizes.q_eps, sizes.k_eps, is_new$j$));
+if (is_new$j$) {
+    r$j$.y = 1.0;
 }
+//#endif
+//#for i WIDE_TURNS
+//#if NORMS
+x$i$_$j$ = x$i$_$j$ * r$j$ * select(vec4<f32>(q_weight$i$), vec4<f32>(k_weight$i$, 1.0, 1.0, 1.0), is_new$j$);
+//#endif
+//#if ROTATES
+{
+    var far = shared_out[four$j$ * WIDE + other$i$];
+    //#if NORMS
+    far = far * r$j$ * select(vec4<f32>(q_other$i$), vec4<f32>(k_other$i$), is_new$j$);
+    //#endif
+    let turned = fma(x$i$_$j$, vec4<f32>(turn$i$.x), far * select(-turn$i$.y, turn$i$.y, second$i$));
+    let whole = vec4<bool>(d$i$ < 2u * sizes.rotary) & vec4<bool>(true, !is_new$j$, true, true);
+    x$i$_$j$ = select(x$i$_$j$, turned, whole);
+}
+//#endif
+//#endfor
+//#endfor
+//#if HADAMARD
+// See hob_quant::hadamard. Every other step goes through the other half of the memory.
+var flip = $STAGE$u;
+for (var stride = 1u; stride < $SPAN$u; stride *= 2u) {
+    //#for j FOUR_TURNS
+    //#for i WIDE_TURNS
+    if (c$j$ < $FOURS$u) {
+        shared_out[flip + c$j$ * WIDE + d$i$] = x$i$_$j$;
+    }
+    //#endfor
+    //#endfor
+    workgroupBarrier();
+    //#for j FOUR_TURNS
+    //#for i WIDE_TURNS
+    {
+        let other = shared_out[flip + four$j$ * WIDE + (d$i$ ^ stride)];
+        let x = select(x$i$_$j$ + other, other - x$i$_$j$, (d$i$ & stride) != 0u);
+        x$i$_$j$ = select(x$i$_$j$, x, select(vec4<bool>($K_ROTATED$), vec4<bool>($K_ROTATED$, $V_ROTATED$, false, false), is_new$j$));
+    }
+    //#endfor
+    //#endfor
+    flip = $STAGE$u - flip;
+}
+//#for j FOUR_TURNS
+//#for i WIDE_TURNS
+x$i$_$j$ = select(x$i$_$j$, x$i$_$j$ * $SPAN_FACTOR$, select(vec4<bool>($K_ROTATED$), vec4<bool>($K_ROTATED$, $V_ROTATED$, false, false), is_new$j$));
+//#endfor
+//#endfor
+//#endif
+//#for j FOUR_TURNS
+//#for i WIDE_TURNS
+if (inside$i$ && c$j$ < COLUMN_FOURS) {
+    queries[d$i$ * COLUMN_FOURS + c$j$] = x$i$_$j$;
+}
+//#if NEW
+if (inside$i$ && is_new$j$) {
+    fresh[d$i$] = x$i$_$j$.x;
+    fresh[HEAD_DIM + d$i$] = x$i$_$j$.y;
+}
+//#endif
+//#endfor
+//#endfor
+workgroupBarrier();
+//#if K_PACKED
+//#include q_codes
+//#endif
+//#if NEW
+let owner = first_block <= position / 64u && position / 64u < first_block + sizes.per_split;
+var fresh_block = Block(0u, 0u, 3u);
+if (owner) {
+    fresh_block = block_at(table, first_block, position / 64u, kv_head);
+    pack_k(fresh_block, 0u, lane);
+    pack_v(fresh_block, HEAD_DIM, lane);
+    //#for i WIDE_TURNS
+    let kept$i$ = select(0.0, kept_k(fresh_block, 0u, safe$i$), inside$i$);
+    //#endfor
+    //#for j FOUR_TURNS
+    //#for i WIDE_TURNS
+    {
+        var q = x$i$_$j$;
+        //#if K_NIBBLES
+        if (fresh_block.kind != 2u) {
+            // As all other positions see it.
+            let at = min(c$j$, COLUMN_FOURS - 1u);
+            let shift = vec4<u32>(24u - 8u * (safe$i$ % 4u));
+            let code = bitcast<vec4<i32>>(q_codes[(safe$i$ / 4u) * COLUMN_FOURS + at] << shift) >> vec4<u32>(24u);
+            q = vec4<f32>(code) * q_scales[(safe$i$ / 32u) * COLUMN_FOURS + at];
+        }
+        //#endif
+        put_sum(c$j$ * WIDE + d$i$, q * kept$i$, true);
+    }
+    //#endfor
+    //#endfor
+    settle_sums($SLOTS$u, lane);
+    workgroupBarrier();
+}
+//#endif

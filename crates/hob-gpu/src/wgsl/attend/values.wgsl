@@ -1,28 +1,42 @@
-if (block.kind == $KIND$u) {
+if ($IS_KIND$) {
     //#if V_PACKED
     let g = u / 16u;
-    let w = (k * $GROUPS$u + g) * 16u * COLUMN_FOURS;
+    let w = ((k * $GROUPS$u + g) * 16u + vp * (16u / PARTS)) * COLUMN_FOURS;
     let four = (k * $GROUPS$u + g) * 4u * COLUMN_FOURS;
     //#if V_Q8
-    let codes = block.v + $V_CODES$u + u;
     //#for v CV
     var xh$v$ = vec4<i32>(i32(MAGIC_BITS));
     var xl$v$ = vec4<i32>(i32(MAGIC_BITS));
     var yh$v$ = vec4<i32>(i32(MAGIC_BITS));
     var yl$v$ = vec4<i32>(i32(MAGIC_BITS));
     //#endfor
-    for (var e = 0u; e < 4u; e++) {
-        //#for n 4
-        let c$n$ = $PAGES$[codes + (8u * e + 2u * $n$u) * $V_LANES$u];
-        let d$n$ = $PAGES$[codes + (8u * e + 2u * $n$u + 1u) * $V_LANES$u];
-        //#endfor
-        //#for n 4
+    //#else
+    //#for v CV
+    var x$v$ = vec4<u32>(MAGIC_BITS);
+    var y$v$ = vec4<u32>(MAGIC_BITS);
+    //#endfor
+    //#endif
+    //#else
+    // What nobody sees may be anything, not even numbers.
+    let low = max(seen_start, 64u * own) - 64u * own;
+    let high = min(seen_end - 64u * own, 64u);
+    //#endif
+    for (var v_batch = 0u; v_batch < $V_SHARE$u / $V_BATCH$u; v_batch++) {
+        //#if V_LATER
+        if (v_batch + i > 0u) {
+            //#include loads
+        }
+        //#endif
+        //#if V_Q8
+        //#for n V_HALF_BATCH
         {
-            let x = (c$n$ & 0xffffu) | (d$n$ << 16u);
-            let y = (c$n$ >> 16u) | (d$n$ & 0xffff0000u);
+            let first = vc_even$n$;
+            let second = vc_odd$n$;
+            let x = (first & 0xffffu) | (second << 16u);
+            let y = (first >> 16u) | (second & 0xffff0000u);
             //#for v CV
-            let h$v$ = w_codes[w + (4u * e + $n$u) * COLUMN_FOURS + $v$u];
-            let l$v$ = w_lows[w + (4u * e + $n$u) * COLUMN_FOURS + $v$u];
+            let h$v$ = w_codes[w + (v_batch * ($V_BATCH$u / 2u) + $n$u) * COLUMN_FOURS + $v$u];
+            let l$v$ = w_lows[w + (v_batch * ($V_BATCH$u / 2u) + $n$u) * COLUMN_FOURS + $v$u];
             xh$v$ += dots(x, h$v$);
             xl$v$ += dots(x, l$v$);
             yh$v$ += dots(y, h$v$);
@@ -30,35 +44,78 @@ if (block.kind == $KIND$u) {
             //#endfor
         }
         //#endfor
-    }
-    //#else
-    // Dimensions 32 g + u % 16 and 16 further.
-    let codes = block.v + $V_CODES$u + 32u * g + u % 16u;
-    //#for v CV
-    var x$v$ = vec4<u32>(MAGIC_BITS);
-    var y$v$ = vec4<u32>(MAGIC_BITS);
-    //#endfor
-    //#for n 8
-    let c$n$ = $PAGES$[codes + $n$u * $HEAD_DIM$u];
-    let d$n$ = $PAGES$[codes + $n$u * $HEAD_DIM$u + 16u];
-    //#endfor
-    //#for n 8
-    {
-        let cx = c$n$ & 0x0f0f0f0fu;
-        let cy = (c$n$ >> 4u) & 0x0f0f0f0fu;
-        let dx = d$n$ & 0x0f0f0f0fu;
-        let dy = (d$n$ >> 4u) & 0x0f0f0f0fu;
-        //#for v CV
-        let h$v$ = w_codes[w + 2u * $n$u * COLUMN_FOURS + $v$u];
-        let l$v$ = w_codes[w + (2u * $n$u + 1u) * COLUMN_FOURS + $v$u];
-        x$v$ += unsigned_dots(cx, h$v$);
-        x$v$ += unsigned_dots(cy, l$v$);
-        y$v$ += unsigned_dots(dx, h$v$);
-        y$v$ += unsigned_dots(dy, l$v$);
+        //#endif
+        //#if V_NIBBLES
+        //#for n V_BATCH
+        {
+            let cx = vc$n$ & 0x0f0f0f0fu;
+            let cy = (vc$n$ >> 4u) & 0x0f0f0f0fu;
+            let dx = vd$n$ & 0x0f0f0f0fu;
+            let dy = (vd$n$ >> 4u) & 0x0f0f0f0fu;
+            //#for v CV
+            let h$v$ = w_codes[w + 2u * (v_batch * $V_BATCH$u + $n$u) * COLUMN_FOURS + $v$u];
+            let l$v$ = w_codes[w + (2u * (v_batch * $V_BATCH$u + $n$u) + 1u) * COLUMN_FOURS + $v$u];
+            x$v$ += unsigned_dots(cx, h$v$);
+            x$v$ += unsigned_dots(cy, l$v$);
+            y$v$ += unsigned_dots(dx, h$v$);
+            y$v$ += unsigned_dots(dy, l$v$);
+            //#endfor
+        }
         //#endfor
+        //#endif
+        //#if !V_PACKED
+        let places = vp * (64u / PARTS) + v_batch * $V_BATCH$u;
+        //#if !V_AHEAD
+        //#for i V_BATCH
+        //#if V_F32
+        var vc$i$ = $PAGES$[v_block.v + (places + $i$u) * HEAD_DIM + 2u * u];
+        var vd$i$ = $PAGES$[v_block.v + (places + $i$u) * HEAD_DIM + 2u * u + 1u];
+        //#else
+        //#if SPREAD
+        var vc$i$ = $PAGES$[v_block.v + ((places + $i$u) * HEAD_DIM + da) / 2u];
+        var vd$i$ = $PAGES$[v_block.v + ((places + $i$u) * HEAD_DIM + da) / 2u + 8u];
+        //#else
+        var vc$i$ = $PAGES$[v_block.v + (places + $i$u) * $V_LANES$u + u];
+        //#endif
+        //#endif
+        //#endfor
+        //#endif
+        if (low > 0u || high < 64u) {
+            //#for i V_BATCH
+            if (places + $i$u < low || places + $i$u >= high) {
+                vc$i$ = 0u;
+                //#if TWO_WORDS
+                vd$i$ = 0u;
+                //#endif
+            }
+            //#endfor
+        }
+        //#for i V_BATCH
+        {
+            //#if V_F32
+            let x = bitcast<vec2<f32>>(vec2<u32>(vc$i$, vd$i$));
+            //#endif
+            //#if V_F16
+            //#if SPREAD
+            let shift = 16u * (u & 1u);
+            let x = vec2<f32>(unpack2x16float(vc$i$ >> shift).x, unpack2x16float(vd$i$ >> shift).x);
+            //#else
+            let x = unpack2x16float(vc$i$);
+            //#endif
+            //#endif
+            //#if V_BF16
+            let x = bitcast<vec2<f32>>(vec2<u32>(vc$i$ << 16u, vc$i$ & 0xffff0000u));
+            //#endif
+            //#for v CV
+            let w$v$ = weights[(64u * k + places + $i$u) * COLUMN_FOURS + $v$u];
+            a$v$ = fma(w$v$, vec4<f32>(x.x), a$v$);
+            b$v$ = fma(w$v$, vec4<f32>(x.y), b$v$);
+            //#endfor
+        }
+        //#endfor
+        //#endif
     }
-    //#endfor
-    //#endif
+    //#if V_PACKED
     //#for v CV
     {
         let most = max(max(w_most[four + $v$u], w_most[four + COLUMN_FOURS + $v$u]), max(w_most[four + 2u * COLUMN_FOURS + $v$u], w_most[four + 3u * COLUMN_FOURS + $v$u]));
@@ -67,55 +124,14 @@ if (block.kind == $KIND$u) {
         a$v$ = fma(fma(plain(xh$v$), vec4<f32>(256.0), plain(xl$v$)), scale, a$v$);
         b$v$ = fma(fma(plain(yh$v$), vec4<f32>(256.0), plain(yl$v$)), scale, b$v$);
         //#else
-        let add = (w_adds[four + $v$u] + w_adds[four + COLUMN_FOURS + $v$u]) + (w_adds[four + 2u * COLUMN_FOURS + $v$u] + w_adds[four + 3u * COLUMN_FOURS + $v$u]);
+        var add = vec4<f32>(0.0);
+        for (var q = vp * (4u / PARTS); q < (vp + 1u) * (4u / PARTS); q++) {
+            add += w_adds[four + q * COLUMN_FOURS + $v$u];
+        }
         a$v$ += fma(unsigned_plain(x$v$), scale, add);
         b$v$ += fma(unsigned_plain(y$v$), scale, add);
         //#endif
     }
     //#endfor
-    //#else
-    // What nobody sees may be anything, not even numbers.
-    let low = max(seen_start, 64u * own) - 64u * own;
-    let high = min(seen_end - 64u * own, 64u);
-    for (var e = 0u; e < 64u / $V_STEP$u; e++) {
-        //#for i V_STEP
-        //#if V_F32
-        let c$i$ = $PAGES$[block.v + ($V_STEP$u * e + $i$u) * $HEAD_DIM$u + 2u * u];
-        let d$i$ = $PAGES$[block.v + ($V_STEP$u * e + $i$u) * $HEAD_DIM$u + 2u * u + 1u];
-        //#else
-        //#if SPREAD
-        let c$i$ = $PAGES$[block.v + (($V_STEP$u * e + $i$u) * $HEAD_DIM$u + 32u * (u / 16u) + u % 16u) / 2u];
-        let d$i$ = $PAGES$[block.v + (($V_STEP$u * e + $i$u) * $HEAD_DIM$u + 32u * (u / 16u) + u % 16u) / 2u + 8u];
-        //#else
-        let c$i$ = $PAGES$[block.v + ($V_STEP$u * e + $i$u) * $V_LANES$u + u];
-        //#endif
-        //#endif
-        //#endfor
-        //#for i V_STEP
-        {
-            let at = $V_STEP$u * e + $i$u;
-            //#if V_F32
-            let read = bitcast<vec2<f32>>(vec2<u32>(c$i$, d$i$));
-            //#endif
-            //#if V_F16
-            //#if SPREAD
-            let shift = 16u * (u & 1u);
-            let read = vec2<f32>(unpack2x16float(c$i$ >> shift).x, unpack2x16float(d$i$ >> shift).x);
-            //#else
-            let read = unpack2x16float(c$i$);
-            //#endif
-            //#endif
-            //#if V_BF16
-            let read = bitcast<vec2<f32>>(vec2<u32>(c$i$ << 16u, c$i$ & 0xffff0000u));
-            //#endif
-            let x = select(vec2<f32>(0.0), read, at >= low && at < high);
-            //#for v CV
-            let w$v$ = weights[(64u * k + at) * COLUMN_FOURS + $v$u];
-            a$v$ = fma(w$v$, vec4<f32>(x.x), a$v$);
-            b$v$ = fma(w$v$, vec4<f32>(x.y), b$v$);
-            //#endfor
-        }
-        //#endfor
-    }
     //#endif
 }

@@ -5,32 +5,15 @@ let v$r$ = task$r$ % COLUMN_FOURS;
 let quarter$r$ = (task$r$ / COLUMN_FOURS) % 4u;
 let g$r$ = (task$r$ / (4u * COLUMN_FOURS)) % $GROUPS$u;
 let k$r$ = task$r$ / (4u * COLUMN_FOURS * $GROUPS$u);
-let on$r$ = k$r$ < BLOCKS && round + k$r$ < stop;
-var at$r$ = Block(0u, 0u, 2u);
-//#for i 8
-var d$r$_$i$ = 0u;
-//#endfor
+let on$r$ = task$r$ < $TASKS$u && round + k$r$ < stop;
+var at$r$ = Block(0u, 0u, 3u);
 if (on$r$) {
-    let own = round + k$r$;
-    at$r$ = block_of(arguments[table + own / 4u], own / 4u, kv_head, own % 4u);
-    let scales = at$r$.v + g$r$ * 32u + 8u * quarter$r$;
-    if (at$r$.kind == 0u) {
-        //#for i 8
-        d$r$_$i$ = pages[scales + $i$u];
-        //#endfor
-    }
-    //#if FIRST
-    if (at$r$.kind == 1u) {
-        //#for i 8
-        d$r$_$i$ = first_pages[scales + $i$u];
-        //#endfor
-    }
-    //#endif
+    at$r$ = block_at(table, first_block, round + k$r$, kv_head);
     let w = (64u * k$r$ + 16u * quarter$r$) * COLUMN_FOURS + v$r$;
     var most = vec4<f32>(0.0);
     //#for i 8
     {
-        let d = unpack2x16float(d$r$_$i$);
+        let d = unpack2x16float(vs$r$_$i$);
         most = max(most, weights[w + 2u * $i$u * COLUMN_FOURS] * d.x);
         most = max(most, weights[w + (2u * $i$u + 1u) * COLUMN_FOURS] * d.y);
     }
@@ -40,7 +23,7 @@ if (on$r$) {
 //#endfor
 workgroupBarrier();
 //#for r ROUNDS
-if (on$r$ && at$r$.kind != 2u) {
+if (on$r$ && at$r$.kind < 2u) {
     let w = (64u * k$r$ + 16u * quarter$r$) * COLUMN_FOURS + v$r$;
     let four = task$r$ - quarter$r$ * COLUMN_FOURS;
     let most = max(max(w_most[four], w_most[four + COLUMN_FOURS]), max(w_most[four + 2u * COLUMN_FOURS], w_most[four + 3u * COLUMN_FOURS]));
@@ -78,7 +61,7 @@ if (on$r$ && at$r$.kind != 2u) {
     //#endif
     //#for n 8
     {
-        let d = unpack2x16float(d$r$_$n$);
+        let d = unpack2x16float(vs$r$_$n$);
         let x = weights[w + 2u * $n$u * COLUMN_FOURS];
         let y = weights[w + (2u * $n$u + 1u) * COLUMN_FOURS];
         let cx = fma(x * d.x, factor, vec4<f32>(MAGIC));

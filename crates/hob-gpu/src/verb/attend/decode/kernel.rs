@@ -7,13 +7,30 @@ use crate::template::Template;
 use crate::verb::kv::encoders;
 use crate::verb::rope::ROPE_ANGLE;
 
-const DECODE: &str = include_str!("../../../wgsl/attend/decode.wgsl");
-const PREPARE: &str = include_str!("../../../wgsl/attend/prepare.wgsl");
-const SCORE: &str = include_str!("../../../wgsl/attend/score.wgsl");
-const SCORES: &str = include_str!("../../../wgsl/attend/scores.wgsl");
-const WEIGH: &str = include_str!("../../../wgsl/attend/weigh.wgsl");
-const VALUES: &str = include_str!("../../../wgsl/attend/values.wgsl");
-const MERGE: &str = include_str!("../../../wgsl/attend/merge.wgsl");
+macro_rules! pieces {
+    ($($name:ident = $file:literal;)*) => {
+        $(const $name: &str = include_str!(concat!("../../../wgsl/attend/", $file, ".wgsl"));)*
+    };
+}
+
+pieces! {
+    DECODE = "decode";
+    RUNS = "runs";
+    PREPARE = "prepare";
+    Q_CODES = "q_codes";
+    SCORE = "score";
+    SCORES = "scores";
+    WEIGH = "weigh";
+    VALUES = "values";
+    K_NAMES = "k_names";
+    K_FETCH = "k_fetch";
+    K_LOAD = "k_load";
+    V_NAMES = "v_names";
+    V_FETCH = "v_fetch";
+    V_LOAD = "v_load";
+    FINISH = "finish";
+    MERGE = "merge";
+}
 
 /// What is done to new rows before they are attended to.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -23,30 +40,50 @@ pub struct Fused {
     pub interleaved: bool,
 }
 
+/// What the kernel adds when a sequence is one split.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Whole {
+    pub sinks: bool,
+    pub int8: bool,
+}
+
+/// Subgroups: the fewest lanes of one; `None` where kernels do without.
+pub type Subgroups = Option<usize>;
+
 /// What the kernel of a split is specialised by.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Variant {
     pub layout: Layout,
+    /// Query heads of a KV head.
+    pub group: usize,
     /// Columns of a tile (query heads of a KV head, times rows) in fours: 1 to 4.
     pub fours: usize,
-    /// Lanes of a workgroup: 32 for each block of a round.
+    /// Lanes of a workgroup.
     pub lanes: usize,
+    /// Blocks of a round: at most one for every 32 lanes.
+    pub blocks: usize,
     pub cap: bool,
     pub fused: Option<Fused>,
-    pub subgroups: bool,
+    pub whole: Option<Whole>,
+    pub subgroups: Subgroups,
 }
 
 impl Variant {
     /// This or the next smaller that fits into `memory` bytes of workgroup memory; `None` if none does.
-    pub fn fitting(mut self, memory: usize) -> Option<Variant> {
+    pub fn fitting(mut self, memory: usize, most_lanes: usize) -> Option<Variant> {
         // A lane has two dimensions of V.
         let least = (self.layout.head_dim / 2).next_power_of_two().max(32);
-        let most = self.lanes.max(least);
+        let (most, blocks) = (self.lanes.min(most_lanes).max(least), self.blocks);
         while self.fours > 0 {
             self.lanes = most;
             while self.lanes >= least {
-                if self.memory() <= memory {
-                    return Some(self);
+                let mut wanted = blocks.min(self.lanes / 32);
+                while wanted > 0 {
+                    self.blocks = self.lanes / 32 / self.sharers_of(wanted);
+                    if self.memory() <= memory {
+                        return Some(self);
+                    }
+                    wanted /= 2;
                 }
                 self.lanes /= 2;
             }
@@ -55,28 +92,83 @@ impl Variant {
         None
     }
 
-    fn groups(&self) -> usize {
-        self.layout.head_dim / 32
+    fn dim(&self) -> usize {
+        self.layout.head_dim
     }
 
-    /// Blocks of a round.
-    fn blocks(&self) -> usize {
-        self.lanes / 32
+    fn groups(&self) -> usize {
+        self.dim() / 32
+    }
+
+    /// 32s of lanes that share a block's K: a power of two by which dimensions (or their groups) can be divided.
+    fn sharers_of(&self, blocks: usize) -> usize {
+        let units = if self.layout.k.is_packed() { self.groups() } else { self.dim() / 8 };
+        (self.lanes / 32 / blocks).min(1 << units.trailing_zeros())
+    }
+
+    fn sharers(&self) -> usize {
+        self.sharers_of(self.blocks)
+    }
+
+    /// Lanes that dimensions are given to: no subgroup has more.
+    fn wide(&self) -> usize {
+        self.dim().next_power_of_two().max(128)
+    }
+
+    /// Fours of columns with that of a new row.
+    fn fours_and_new(&self) -> usize {
+        self.fours + usize::from(self.fused.is_some())
+    }
+
+    /// Fours that the lanes have at once, and turns until all are had.
+    fn four_turns(&self) -> (usize, usize) {
+        let at_once = (self.lanes / self.wide()).max(1);
+        (at_once, self.fours_and_new().div_ceil(at_once))
+    }
+
+    fn slots(&self) -> usize {
+        let (at_once, turns) = self.four_turns();
+        self.wide() * at_once * turns
+    }
+
+    fn sets(&self) -> usize {
+        self.lanes / (self.dim() / 2)
+    }
+
+    /// Parts of a block's positions that lanes take of V.
+    fn parts(&self) -> usize {
+        (self.sets() / self.blocks).next_power_of_two().clamp(1, 4)
     }
 
     /// Tasks of weighing V: see `weigh.wgsl`.
     fn tasks(&self) -> usize {
-        4 * self.blocks() * self.groups() * self.fours
+        4 * self.blocks * self.groups() * self.fours
     }
 
-    fn weights(&self) -> usize {
-        64 * self.blocks() * self.fours
+    fn hadamard(&self) -> bool {
+        self.layout.k_rotated || self.fused.is_some() && self.layout.v_rotated
+    }
+
+    /// Vectors of workgroup memory: rows being prepared, then sharers' scores, then sets' results; and weights.
+    fn shared(&self) -> [usize; 2] {
+        let stage = self.wide() * self.fours_and_new();
+        let prepared = stage * if self.hadamard() { 2 } else { usize::from(self.fused.is_some()) };
+        let scores = self.sharers() * self.blocks * 64 * self.fours;
+        let results = self.sets() * self.dim() * self.fours;
+        let loose = if self.subgroups.is_none() { self.slots() } else { 0 };
+        [prepared.max(scores).max(results), (64 * self.blocks * self.fours).max(loose)]
+    }
+
+    fn runs(&self) -> usize {
+        let slots = (64 * self.blocks * self.fours).max(self.slots());
+        slots.div_ceil(self.subgroups.unwrap_or(16))
     }
 
     /// Bytes of workgroup memory.
     fn memory(&self) -> usize {
-        let (dim, fours, layout) = (self.layout.head_dim, self.fours, &self.layout);
-        let mut vectors = dim * fours + self.weights();
+        let (dim, fours, layout) = (self.dim(), self.fours, &self.layout);
+        let [shared, weights] = self.shared();
+        let mut vectors = dim * fours + shared + weights + self.runs();
         if layout.k.is_packed() {
             let codes = dim / 4 * fours;
             vectors += 2 * self.groups() * fours + codes * if layout.k == Stored::Q8 { 2 } else { 1 };
@@ -86,8 +178,9 @@ impl Variant {
             vectors += 4 * self.tasks() + self.tasks();
             vectors += if layout.v == Stored::Q8 { 4 * self.tasks() } else { self.tasks() };
         }
-        let fresh = if self.fused.is_some() { 8 * dim + 32 * self.lanes + dim / 4 + 16 } else { 0 };
-        16 * vectors + fresh
+        let fresh = if self.fused.is_some() { 16 * dim + 32 * self.lanes + dim / 2 + 16 } else { 0 };
+        let result = self.whole.map_or(0, |w| 16 * fours * dim + if w.int8 { 8 * fours * dim } else { 0 });
+        16 * vectors + fresh + result
     }
 
     pub fn key(&self) -> KernelKey {
@@ -95,88 +188,207 @@ impl Variant {
         let fused = self.fused.map_or(0, |f| {
             1 + 2 * u32::from(f.norms) + 4 * u32::from(f.rotates) + 8 * u32::from(f.interleaved)
         });
-        let sizes = self.fours as u32 * 65536 + self.lanes as u32;
-        KernelKey { name: "attend few", params: [shape, formats, sizes, self.cap.into(), fused, 0, 0, 0] }
+        let whole = self.whole.map_or(0, |w| 1 + 2 * u32::from(w.sinks) + 4 * u32::from(w.int8));
+        let sizes = (self.fours << 24 | self.blocks << 16 | self.lanes) as u32;
+        let rules = fused << 8 | whole << 4 | u32::from(self.cap);
+        KernelKey { name: "attend few", params: [shape, formats, sizes, rules, self.group as u32, 0, 0, 0] }
+    }
+
+    /// Words of K that a lane has of a block, in units (dimensions, or groups of 32), and how many it loads at once.
+    fn k_share(&self, stored: Stored) -> (usize, usize) {
+        let share = if stored.is_packed() { self.groups() } else { self.dim() } / self.sharers();
+        let most = match stored {
+            Stored::F32 => 8,
+            Stored::F16 | Stored::Bf16 => 32,
+            Stored::Q8 => 2,
+            Stored::Q4 | Stored::Asym4 => 4,
+        };
+        (share, (1..=most.min(share)).rev().find(|batch| share.is_multiple_of(*batch)).unwrap_or(1))
+    }
+
+    /// The same of V: positions, or words of a dimension.
+    fn v_share(&self, stored: Stored) -> (usize, usize) {
+        let (words, most) = match stored {
+            Stored::F32 => (64, 16),
+            Stored::F16 | Stored::Bf16 => (64, 32),
+            Stored::Q8 => (32, 32),
+            Stored::Q4 | Stored::Asym4 => (8, 8),
+        };
+        (words / self.parts(), most.min(words / self.parts()))
     }
 
     /// Flags and values that all pieces share, for blocks of one kind.
     fn template(&self, kind: Kind) -> Template {
         let layout = &self.layout;
+        let [k, v] = layout.formats(kind);
+        let (k_ahead, v_ahead) = (self.is_ahead(kind, true), self.is_ahead(kind, false));
         let spread = kind == Kind::Sink && matches!(layout.v, Stored::Q4 | Stored::Asym4);
-        let fused = self.fused.unwrap_or(Fused { norms: false, rotates: false, interleaved: false });
-        let half = layout.head_dim / 2;
-        let span = 1usize << layout.head_dim.trailing_zeros();
-        // Loads that are under way together hide each other's latency; with many columns registers run out first.
-        let steps = [32, 16, 8].into_iter().skip(usize::from(self.fours > 2));
-        let step = |width: usize| steps.clone().find(|s| width.is_multiple_of(*s)).unwrap_or(8);
+        let ((k_share, k_batch), (v_share, v_batch)) = (self.k_share(k), self.v_share(v));
+        let turns = (self.blocks * self.parts()).div_ceil(self.sets());
         let most = |stored: Stored, small: &'static str| if stored == Stored::Q8 { "32512.0" } else { small };
         layout
             .of_kind(kind)
             .flag("FIRST", layout.first)
             .flag("SPREAD", spread)
-            .flag("NEW", self.fused.is_some())
-            .flag("NORMS", fused.norms)
-            .flag("ROTATES", fused.rotates)
-            .flag("INTERLEAVED", fused.interleaved)
-            .flag("SUBGROUPS", self.subgroups)
-            .flag("CAP", self.cap)
-            .flag("K_ROTATED", layout.k_rotated)
-            .flag("V_ROTATED", layout.v_rotated)
+            .flag("TWO_WORDS", spread || v == Stored::F32)
+            .flag("K_AHEAD", k_ahead)
+            .flag("V_AHEAD", v_ahead)
+            .flag("K_LATER", k_ahead && k_share > k_batch)
+            .flag("V_LATER", v_ahead && (turns > 1 || v_share > v_batch))
+            .flag("SUBGROUPS", self.subgroups.is_some())
             .value("CV", self.fours)
-            .value("K_STEP", step(layout.head_dim))
-            .value("V_STEP", step(64))
+            .value("K_SHARE", k_share)
+            .value("K_BATCH", k_batch)
+            .value("V_SHARE", v_share)
+            .value("V_BATCH", v_batch)
+            .value("V_HALF_BATCH", v_batch / 2)
+            .value("V_TURNS", turns)
             .value("LANES", self.lanes)
-            .value("SPAN", span)
-            .value("SPAN_FACTOR", format!("{:?}", (1.0 / (span as f64).sqrt()) as f32))
             .value("Q_MOST", most(layout.k, "127.0"))
             .value("W_MOST", most(layout.v, "255.0"))
-            .value("V_LANES", half)
-            .value("V_SETS", self.lanes / half)
-            .value("V_USED", self.lanes / half * half)
+            .value("V_LANES", self.dim() / 2)
+            .value("V_USED", self.sets() * (self.dim() / 2))
+            .value("TASKS", self.tasks())
             .value("ROUNDS", self.tasks().div_ceil(self.lanes))
     }
 
-    /// A piece for every kind of block.
-    fn kinds(&self, text: &str) -> String {
-        self.layout.kinds().map(|kind| self.template(kind).render(text)).collect()
+    /// What is computed with K or V, for every kind of block; what was loaded ahead is the same wherever it lay.
+    fn kinds(&self, k: bool, text: &str) -> String {
+        let block = if k { "k_block" } else { "v_block" };
+        let loads = self.loads(k);
+        let one = |kind: Kind| {
+            let ahead = self.is_ahead(kind, k);
+            let test = match kind {
+                Kind::First if ahead => return None,
+                Kind::Rest if ahead => format!("{block}.kind < 2u"),
+                _ => format!("{block}.kind == {}u", kind as u32),
+            };
+            Some(self.template(kind).value("IS_KIND", test).piece("loads", loads.clone()).render(text))
+        };
+        self.layout.kinds().filter_map(one).collect()
+    }
+
+    /// Whether K or V of a kind of block is loaded before anything is computed.
+    fn is_ahead(&self, kind: Kind, k: bool) -> bool {
+        kind != Kind::Sink && self.layout.formats(kind)[usize::from(!k)] != Stored::F32
+    }
+
+    /// Loads ahead of every kind of block that has them.
+    fn loads(&self, k: bool) -> String {
+        let (block, text) = if k { ("k_block", K_LOAD) } else { ("v_block", V_LOAD) };
+        let one = |kind: Kind| {
+            let load = || self.template(kind).render(text);
+            self.is_ahead(kind, k)
+                .then(|| format!("if ({block}.kind == {}u) {{\n{}}}\n", kind as u32, load()))
+        };
+        self.layout.kinds().filter_map(one).collect()
+    }
+
+    /// What is bound, in order.
+    fn bindings(&self) -> Vec<(&'static str, Access)> {
+        let pages = if self.fused.is_some() { Access::Write } else { Access::Read };
+        let mut all = vec![("AT_RESULT", Access::Write)];
+        match self.whole {
+            None => all.push(("AT_BOUNDS", Access::Write)),
+            Some(Whole { sinks, int8 }) => {
+                all.extend(
+                    [("AT_CODES", Access::Write), ("AT_META", Access::Write)].into_iter().filter(|_| int8),
+                );
+                all.extend(sinks.then_some(("AT_SINKS", Access::Read)));
+            }
+        }
+        all.extend([("AT_ARGUMENTS", Access::Read), ("AT_Q", Access::Read), ("AT_PAGES", pages)]);
+        all.extend(self.layout.first.then_some(("AT_FIRST", pages)));
+        if let Some(fused) = self.fused {
+            all.extend(["AT_K", "AT_V"].map(|name| (name, Access::Read)));
+            let norms = ["AT_Q_NORM", "AT_K_NORM"].into_iter().filter(|_| fused.norms);
+            all.extend(norms.map(|name| (name, Access::Read)));
+            all.extend(fused.rotates.then_some(("AT_FREQS", Access::Read)));
+        }
+        all
+    }
+
+    /// Flags and values of the kernel as a whole.
+    fn whole_template(&self) -> Template {
+        let layout = &self.layout;
+        let fused = self.fused.unwrap_or(Fused { norms: false, rotates: false, interleaved: false });
+        let whole = self.whole.unwrap_or(Whole { sinks: false, int8: false });
+        let span = 1usize << self.dim().trailing_zeros();
+        let (at_once, turns) = self.four_turns();
+        let [shared, weights] = self.shared();
+        self.template(Kind::Rest)
+            .flag("NEW", self.fused.is_some())
+            .flag("WHOLE", self.whole.is_some())
+            .flag("SINKS", whole.sinks)
+            .flag("INT8", whole.int8)
+            .flag("NORMS", fused.norms)
+            .flag("ROTATES", fused.rotates)
+            .flag("INTERLEAVED", fused.interleaved)
+            .flag("STAGED", fused.norms || fused.rotates)
+            .flag("HADAMARD", self.hadamard())
+            .flag("SINK", layout.sink())
+            .flag("CAP", self.cap)
+            .flag("V_ROTATED", layout.v_rotated)
+            .value("K_ROTATED", layout.k_rotated)
+            .value("V_ROTATED", layout.v_rotated)
+            .value("SPAN", span)
+            .value("SPAN_FACTOR", format!("{:?}", (1.0 / (span as f64).sqrt()) as f32))
+            .value("GROUP", self.group)
+            .value("BLOCKS", self.blocks)
+            .value("SHARERS", self.sharers())
+            .value("EACH", (64 * self.blocks * self.fours).div_ceil(self.lanes))
+            .value("WIDE", self.wide())
+            .value("WIDE_TURNS", self.wide().div_ceil(self.lanes))
+            .value("FOURS", self.fours_and_new())
+            .value("FOURS_AT_ONCE", at_once)
+            .value("FOUR_TURNS", turns)
+            .value("SLOTS", self.slots())
+            .value("STAGE", self.wide() * self.fours_and_new())
+            .value("PARTS", self.parts())
+            .value("SETS", self.sets())
+            .value("RUNS", self.runs())
+            .value("QUERIES", self.dim() * self.fours)
+            .value("Q_CODES", self.dim() / 4 * self.fours)
+            .value("Q_GROUPS", self.groups() * self.fours)
+            .value("SHARED", shared)
+            .value("WEIGHTS", weights)
+            .value("W_CODES", 4 * self.tasks())
+            .value("W_TASKS", self.tasks())
+            .value("RESULT", 4 * self.fours * self.dim())
+            .value("WORDS", self.fours * self.dim())
     }
 
     pub fn source(&self) -> Source {
-        let (layout, fours) = (&self.layout, self.fours);
-        let mut bindings = vec![Access::Write, Access::Write, Access::Read, Access::Read];
-        let pages = if self.fused.is_some() { Access::Write } else { Access::Read };
-        bindings.extend(vec![pages; if layout.first { 2 } else { 1 }]);
-        let next = bindings.len();
-        let norms = self.fused.is_some_and(|f| f.norms);
-        if let Some(fused) = self.fused {
-            let count = 2 + 2 * usize::from(fused.norms) + usize::from(fused.rotates);
-            bindings.extend(vec![Access::Read; count]);
+        let bindings = self.bindings();
+        let write = self.fused.is_some();
+        let mut template = self.whole_template().value("ACCESS", if write { "read_write" } else { "read" });
+        for (i, (name, _)) in bindings.iter().enumerate() {
+            template = template.value(name, i);
         }
-        let mut template = self
-            .template(Kind::Rest)
-            .value("ACCESS", if pages == Access::Write { "read_write" } else { "read" })
-            .value("AT_K", next)
-            .value("AT_V", next + 1)
-            .value("AT_Q_NORM", next + 2)
-            .value("AT_K_NORM", next + 3)
-            .value("AT_FREQS", if norms { next + 4 } else { next + 2 })
-            .value("QUERIES", layout.head_dim * fours)
-            .value("Q_CODES", layout.head_dim / 4 * fours)
-            .value("Q_GROUPS", self.groups() * fours)
-            .value("WEIGHTS", self.weights())
-            .value("W_CODES", 4 * self.tasks())
-            .value("W_TASKS", self.tasks())
-            .piece("pages", layout.piece())
+        template = template
+            .piece("pages", self.layout.piece())
+            .piece("runs", RUNS)
             .piece("prepare", PREPARE)
+            .piece("q_codes", Q_CODES)
             .piece("score", SCORE)
             .piece("rope_angle", ROPE_ANGLE)
-            .piece("scores", self.kinds(SCORES))
+            .piece("k_names", K_NAMES)
+            .piece("k_fetch", K_FETCH)
+            .piece("k_loads", self.loads(true))
+            .piece("scores", self.kinds(true, SCORES))
             .piece("weigh", WEIGH)
-            .piece("values", self.kinds(VALUES));
-        if self.fused.is_some() {
-            template = template.piece("encode", encoders(layout, 1, self.lanes));
+            .piece("v_names", V_NAMES)
+            .piece("v_fetch", V_FETCH)
+            .piece("v_loads", self.loads(false))
+            .piece("values", self.kinds(false, VALUES))
+            .piece("finish", FINISH);
+        if write {
+            template = template.piece("encode", encoders(&self.layout, 1, self.lanes));
         }
-        Source { wgsl: template.render(DECODE), bindings }
+        Source {
+            wgsl: template.render(DECODE),
+            bindings: bindings.into_iter().map(|(_, access)| access).collect(),
+        }
     }
 }
 
@@ -190,6 +402,7 @@ pub struct Merge {
     pub int8: bool,
     /// Most splits of a row.
     pub splits: usize,
+    pub subgroups: Subgroups,
 }
 
 impl Merge {
@@ -209,15 +422,19 @@ impl Merge {
             .flag("SINKS", self.sinks)
             .flag("INT8", self.int8)
             .flag("V_ROTATED", self.rotated)
+            .flag("SUBGROUPS", self.subgroups.is_some())
+            .value("RUNS", 256 / self.subgroups.unwrap_or(16))
             .value("AT_CODES", next)
             .value("AT_META", next + 1)
             .value("HEAD_DIM", self.head_dim)
             .value("WIDE", wide)
-            .value("MOST_SPLITS", self.splits + 4 * (256 / wide))
+            .value("MOST_SPLITS", self.splits + 8 * (256 / wide))
             .value("RESULT", self.head_dim)
             .value("WORDS", (self.head_dim / 4).max(1))
             .value("SPAN", span)
             .value("SPAN_FACTOR", format!("{:?}", (1.0 / (span as f64).sqrt()) as f32))
+            .piece("runs", RUNS)
+            .piece("finish", FINISH)
             .render(MERGE);
         let mut bindings = vec![Access::Write, Access::Read, Access::Read, Access::Read];
         bindings.extend(self.sinks.then_some(Access::Read));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use hob_compute::{
-    Activation, ByteSource, Combine, Compute, Linear, Product, Weight, WeightKind, WeightSpec,
+    Activation, Buf, ByteSource, Combine, Compute, Linear, Product, Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
 use wgpu::naga;
@@ -35,7 +35,14 @@ fn every_cooperative_tile_of_every_format_is_valid_and_translates() {
     for (&format, tile) in formats.flat_map(|f| Tile::ALL.map(|t| (f, t))) {
         for (i, combine) in combines.into_iter().enumerate() {
             let bias = [i != 1, i == 2];
-            let spec = Spec { formats: [format; 2], combine, bias, half_out: i > 1, tail: i % 2 == 1 };
+            let spec = Spec {
+                formats: [format; 2],
+                combine,
+                bias,
+                half_out: i > 1,
+                vectors: i > 0,
+                tail: i % 2 == 1,
+            };
             let source = spec.source(Way::Coop, tile);
             let words = translate(&source.wgsl).unwrap_or_else(|e| panic!("{spec:?} {tile:?}: {e}"));
             assert!(words.len() > 1000 && tile.bytes() <= 48 << 10, "{tile:?}");
@@ -47,17 +54,26 @@ fn every_cooperative_tile_of_every_format_is_valid_and_translates() {
 fn a_gated_pair_of_two_formats_is_valid() {
     let combine = Combine::Gated(Activation::Silu);
     let formats = [Format::Q4K, Format::Q6K];
-    let spec = Spec { formats, combine, bias: [false; 2], half_out: true, tail: false };
+    let spec = Spec { formats, combine, bias: [false; 2], half_out: true, vectors: true, tail: false };
     for tile in Tile::ALL {
         translate(&spec.source(Way::Coop, tile).wgsl).unwrap_or_else(|e| panic!("{tile:?}: {e}"));
     }
 }
 
 #[test]
-fn few_workgroups_take_the_small_tile() {
-    let large = |rows, outputs, gated| Tile::of(rows, outputs, gated) == Tile::LARGE;
-    assert!(large(512, 4096, false) && large(128, 12288, false) && large(512, 2048, true));
-    assert!(!large(64, 1 << 20, false) && !large(128, 4096, false) && !large(512, 1024, false));
+fn few_workgroups_take_smaller_tiles() {
+    for (rows, outputs, gated, tile) in [
+        (1024, 4096, false, Tile::LARGE),
+        (128, 12288, true, Tile::LARGE),
+        (512, 4096, false, Tile::MIDDLE),
+        (128, 12288, false, Tile::MIDDLE),
+        (512, 2048, true, Tile::MIDDLE),
+        (64, 1 << 20, false, Tile::SMALL),
+        (128, 4096, false, Tile::SMALL),
+        (512, 1024, false, Tile::SMALL),
+    ] {
+        assert_eq!(Tile::of(rows, outputs, gated), tile, "{rows} x {outputs} {gated}");
+    }
 }
 
 struct Bytes(Vec<u8>);
@@ -100,19 +116,101 @@ fn in_parts(gpu: &mut Gpu, cuts: &[usize]) -> Weight {
     whole
 }
 
-#[test]
-fn weights_in_parts_give_what_whole_ones_give() {
+fn open() -> Option<Gpu> {
     let software = adapters().iter().position(|a| a.software);
     let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).or(software);
-    let Some(adapter) = chosen else {
+    if chosen.is_none() {
         println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
-        return;
-    };
-    let mut gpu = Gpu::open(&GpuConfig { adapter, ..Default::default() }).unwrap();
+    }
+    Some(Gpu::open(&GpuConfig { adapter: chosen?, ..Default::default() }).unwrap())
+}
+
+fn uploaded(gpu: &mut Gpu, seed: usize, rows: usize, cols: usize) -> Buf {
+    let buf = gpu.alloc(rows, cols).unwrap();
+    let value = |i: usize| ((i + seed) * 17 % 101) as f32 / 50.0 - 1.0;
+    gpu.upload(buf, 0, &(0..rows * cols).map(value).collect::<Vec<_>>()).unwrap();
+    buf
+}
+
+/// Codes of any bits under scales of 2^-5: `cols` is a multiple of a block.
+fn packed(gpu: &mut Gpu, format: Format, rows: usize, cols: usize) -> Weight {
+    let bytes = format.row_bytes(cols).unwrap();
+    let mut all: Vec<u8> = (0..rows * bytes).map(|i| (i.wrapping_mul(0x9E37_79B1) >> 13) as u8).collect();
+    for block in all.chunks_mut(format.block_bytes()) {
+        let scales: &[usize] = match format {
+            Format::Q4K => &[0, 2],
+            Format::Q6K => &[208],
+            _ => &[0],
+        };
+        scales.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&[0, 0x28]));
+    }
+    let (name, kind) = ("w".to_string(), WeightKind::Matrix);
+    gpu.load(&WeightSpec { name, kind, format, rows, cols }, Arc::new(Bytes(all))).unwrap()
+}
+
+/// One product of `rows` rows in one way, all rows of the output.
+fn computed(gpu: &mut Gpu, case: &Case, weights: [Weight; 2], way: Way, tile: Tile) -> Vec<f32> {
+    let &Case { rows, outputs, cols, combine, .. } = case;
+    let x = uploaded(gpu, 3, rows + 1, cols);
+    let out = uploaded(gpu, 5, rows, outputs);
+    let products = weights.map(|weight| Product { weight, bias: None, out });
+    let args = Linear { x, first_row: 1, rows, products: &products, combine };
+    let job = gpu.job(&args, 0).unwrap();
+    gpu.run_tiles(&args, &job, way, tile).unwrap();
+    let mut y = vec![0.0; rows * outputs];
+    gpu.download(out, 0, &mut y).unwrap();
+    y
+}
+
+struct Case {
+    formats: [Format; 2],
+    combine: Combine,
+    rows: usize,
+    outputs: usize,
+    cols: usize,
+}
+
+/// What no driver of a software adapter can run, spelled in plain arithmetic: staging, unpacking and writing are the same
+/// text.
+#[test]
+fn a_tile_computed_lane_by_lane_gives_what_the_plain_kernel_gives() {
+    let Some(mut gpu) = open() else { return };
+    // As little text as has all there is: software adapters compile slowly.
+    let narrow = Tile { rows: 16, cols: 32, step: 32, sub_rows: 16, sub_cols: 32 };
+    let wide = Tile { rows: 32, cols: 64, step: 64, ..narrow };
+    let case =
+        |format, combine, rows, outputs, cols| Case { formats: [format; 2], combine, rows, outputs, cols };
+    let gated = Combine::Gated(Activation::Silu);
+    let mixed = Case { formats: [Format::Q4K, Format::Q6K], ..case(Format::Q4K, gated, 17, 40, 256) };
+    let cases = [
+        (case(Format::Q4_0, Combine::Store, 32, 32, 96), narrow),
+        (case(Format::Q4_0, gated, 20, 36, 96), narrow),
+        (case(Format::Q4K, Combine::Add, 35, 68, 256), narrow),
+        (case(Format::IQ4NL, Combine::Store, 17, 35, 64), narrow),
+        (mixed, narrow),
+        (case(Format::Q8_0, Combine::Add, 64, 64, 96), wide),
+    ];
+    for (case, tile) in cases {
+        let weights = case.formats.map(|f| packed(&mut gpu, f, case.outputs, case.cols));
+        let expected = computed(&mut gpu, &case, weights, Way::Float, tile);
+        let found = computed(&mut gpu, &case, weights, Way::Lanes, tile);
+        let square: f32 = expected.iter().map(|v| v * v).sum();
+        let limit = 5e-3 * (square / expected.len() as f32).sqrt();
+        let Case { formats, combine, rows, outputs, .. } = case;
+        for (i, (e, f)) in expected.iter().zip(&found).enumerate() {
+            assert!(
+                (e - f).abs() <= limit,
+                "{formats:?} {combine:?} {rows} x {outputs} {tile:?}, {i}: {e} but {f}"
+            );
+        }
+    }
+}
+
+#[test]
+fn weights_in_parts_give_what_whole_ones_give() {
+    let Some(mut gpu) = open() else { return };
     let rows = 21;
-    let x = gpu.alloc(rows, COLS).unwrap();
-    let values: Vec<f32> = (0..rows * COLS).map(|i| (i * 17 % 101) as f32 / 50.0 - 1.0).collect();
-    gpu.upload(x, 0, &values).unwrap();
+    let x = uploaded(&mut gpu, 0, rows, COLS);
     let mut found = Vec::new();
     for cuts in [[&[][..], &[]], [&[33], &[8, 40]]] {
         for combine in [Combine::Store, Combine::Gated(Activation::Silu)] {
