@@ -95,30 +95,6 @@ fn company_does_not_change_a_bit() {
     }
 }
 
-/// A golden GGUF with its matrices in `format`: rows that a file interleaves are then gathered by the block.
-fn quantised(name: &str, format: Format) -> Tiny {
-    let tiny = golden(name, true);
-    let (mut writer, mut data) = (Writer::new(), Vec::new());
-    tiny.file.metadata().copy_to(&mut writer);
-    for tensor in tiny.file.tensors() {
-        let (bytes, cols) = (tiny.file.mapped(tensor), *tensor.shape.last().expect("a dimension"));
-        let small = tensor.shape.len() < 2 || !cols.is_multiple_of(32) || tensor.name.contains("_inp");
-        if small {
-            writer.tensor(&tensor.name, tensor.format, &tensor.shape).expect("a tensor");
-            data.push(bytes.to_vec());
-            continue;
-        }
-        let weights: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-        let (_, packed) = encode(format)(&tensor.name, weights.len() / cols, cols, &weights);
-        writer.tensor(&tensor.name, format, &tensor.shape).expect("a tensor");
-        data.push(packed);
-    }
-    let dir = TempDir::new("hybrid");
-    let path = dir.join("quantised.gguf");
-    writer.save(&path, &data.iter().map(Vec::as_slice).collect::<Vec<_>>()).expect("writable");
-    Tiny { file: Arc::new(ModelFile::open(&path).expect("a GGUF")), dir, vocab: 320 }
-}
-
 #[test]
 fn the_cpu_gives_the_bits_of_the_oracle() {
     for name in ALL {
