@@ -84,6 +84,18 @@ pub fn adapters() -> Vec<AdapterFacts> {
     found().iter().map(|(facts, _)| facts.clone()).collect()
 }
 
+/// The adapter that tests run on: the one whose index `HOB_TEST_ADAPTER` is, else a software adapter. Prints that a test
+/// is skipped where there is neither.
+#[doc(hidden)] // for tests only, but those of other crates too
+pub fn test_adapter() -> Option<usize> {
+    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
+    let found = chosen.or_else(|| adapters().iter().position(|a| a.software));
+    if found.is_none() {
+        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
+    }
+    found
+}
+
 fn rank(facts: &AdapterFacts) -> u8 {
     u8::from(facts.software) * 2 + u8::from(facts.integrated)
 }

@@ -20,7 +20,7 @@ mod translate;
 mod verb;
 mod weights;
 
-pub use context::{AdapterFacts, Context, adapters};
+pub use context::{AdapterFacts, Context, adapters, test_adapter};
 pub use device::{Gpu, GpuConfig};
 pub use probe::GpuRates;
 pub use stream::Counters;

@@ -15,3 +15,4 @@ pub(crate) mod quantize;
 mod rope;
 mod route;
 mod short_conv;
+pub(crate) mod tanh;

@@ -119,6 +119,14 @@ fn windows_caps_and_sinks_agree_with_the_oracle_on_every_tier() {
 }
 
 #[test]
+fn scores_far_beyond_the_cap_are_capped_as_by_the_oracle() {
+    // Once a wrong digit in one of two copies of the coefficients bent what was beyond twice the cap.
+    let Some(mut dev) = gpu(false, "") else { return };
+    let of = Of::new(4, 2, 64, KvFormat::F16, KvFormat::F16);
+    agree(&mut dev, Of { softcap: Some(3.0), loud: 40.0, ..of }, false, &single_rows()[1..]);
+}
+
+#[test]
 fn exact_devices_agree_with_the_oracle() {
     let Some(mut dev) = gpu(true, "") else { return };
     for format in [KvFormat::F16, KvFormat::Q4] {

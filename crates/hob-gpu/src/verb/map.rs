@@ -4,6 +4,7 @@ use hob_compute::check::{self, Shape};
 use hob_compute::{Activation, Buf, ComputeError, Map, Result};
 
 use super::experts::{activate, activation_key};
+use super::tanh::tanh;
 use crate::Gpu;
 use crate::stream::{Access, Call, KernelKey, Source};
 use crate::template::Template;
@@ -174,6 +175,7 @@ fn source(step: Step, in_place: bool, second: bool, both: bool) -> Source {
         .flag("IN_PLACE", in_place)
         .flag("SECOND", second)
         .flag("BOTH", both)
+        .piece("tanh", tanh("f32"))
         .render(MAP);
     let mut bindings = vec![Access::Write];
     bindings.extend((!both).then_some(Access::Read));

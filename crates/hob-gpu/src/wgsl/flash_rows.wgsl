@@ -77,19 +77,7 @@ fn block_at(t: Tile, block: u32) -> u32 {
 }
 
 //#if CAPPED
-fn tanh_of(value: f32) -> f32 {
-    let x = clamp(value, -9.0109, 9.0109);
-    let z = x * x;
-    var a = fma(1.3335183e-8, z, 2.0595076e-5);
-    a = fma(a, z, 3.4947384e-3);
-    a = fma(a, z, 1.338031e-1);
-    a = fma(a, z, 1.0);
-    var b = fma(7.7686025e-7, z, 3.2842442e-4);
-    b = fma(b, z, 2.587375e-2);
-    b = fma(b, z, 4.6713626e-1);
-    b = fma(b, z, 1.0);
-    return x * a / b;
-}
+//#include tanh
 //#endif
 
 // A score in powers of 2.

@@ -15,10 +15,12 @@ var<immediate> sizes: Sizes;
 $BINDINGS$
 
 //#if GATED
+//#if GELU
+//#include tanh
+//#endif
 fn activation(x: vec4<f32>) -> vec4<f32> {
     //#if GELU
-    let t = clamp(0.7978845608 * (x + 0.044715 * x * x * x), vec4(-15.0), vec4(15.0));
-    return 0.5 * x * (1.0 + tanh(t));
+    return 0.5 * x * (1.0 + tanh_of(0.7978845608 * (x + 0.044715 * x * x * x)));
     //#else
     return x / (1.0 + exp(-x));
     //#endif

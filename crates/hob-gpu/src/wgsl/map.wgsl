@@ -8,6 +8,10 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 //#endif
 
+//#if SOFTCAP
+//#include tanh
+//#endif
+
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     for (var i = id.x; i < sizes.count; i += groups.x * 256u) {
@@ -32,7 +36,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         out[i] = x * sizes.value;
         //#endif
         //#if SOFTCAP
-        out[i] = tanh(clamp(x / sizes.value, -15.0, 15.0)) * sizes.value;
+        out[i] = tanh_of(x / sizes.value) * sizes.value;
         //#endif
     }
 }

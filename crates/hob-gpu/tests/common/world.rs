@@ -17,12 +17,14 @@ pub struct Of {
     pub v: KvFormat,
     pub window: Option<usize>,
     pub softcap: Option<f32>,
+    /// How much larger scores are than usual.
+    pub loud: f32,
     pub sinks: bool,
 }
 
 impl Of {
     pub fn new(heads: usize, kv_heads: usize, head_dim: usize, k: KvFormat, v: KvFormat) -> Of {
-        Of { heads, kv_heads, head_dim, k, v, window: None, softcap: None, sinks: false }
+        Of { heads, kv_heads, head_dim, k, v, window: None, softcap: None, loud: 1.0, sinks: false }
     }
 
     pub fn spec(&self) -> PageSpec {
@@ -122,7 +124,7 @@ impl World {
         runs: &[(usize, std::ops::Range<usize>)],
         work: impl FnOnce(&mut dyn Compute, &Attend, [Buf; 2]),
     ) -> Vec<f32> {
-        let Of { heads, kv_heads, head_dim, window, softcap, sinks, .. } = self.of;
+        let Of { heads, kv_heads, head_dim, window, softcap, loud, sinks, .. } = self.of;
         let (width, kv) = (heads * head_dim, kv_heads * head_dim);
         let count = runs.iter().map(|(_, r)| r.len()).sum();
         let q = buffer(dev, count, width, &Self::rows(&self.q, width, runs));
@@ -130,7 +132,7 @@ impl World {
         let v = buffer(dev, count, kv, &Self::rows(&self.v, kv, runs));
         let out = dev.alloc(count, width).unwrap();
         let sinks = sinks.then(|| vector(dev, &Rng::new(77).normal_vec(heads, 2.0)));
-        let scale = 0.3 / (head_dim as f32).sqrt();
+        let scale = loud * 0.3 / (head_dim as f32).sqrt();
         let seqs = self.seqs(runs);
         let args = Attend { q, out, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs: &seqs };
         work(dev, &args, [k, v]);

@@ -18,6 +18,7 @@ use crate::format;
 use crate::stream::{Access, Bounds, BufferId, Call, KernelKey, Source};
 use crate::template::Template;
 use crate::verb::half::FINITE_HALF;
+use crate::verb::tanh::tanh;
 
 pub(crate) use coop::Tile;
 
@@ -111,6 +112,7 @@ impl Spec {
             .flag("HALVES", self.weights().iter().any(|&f| format::has_halves(f)))
             .value("BINDINGS", declared)
             .piece("finish", FINISH)
+            .piece("tanh", tanh("vec4<f32>"))
             .piece("finite_half", FINITE_HALF)
             .piece("unpack", format::unpack(&weights));
         for (_, name) in weights {

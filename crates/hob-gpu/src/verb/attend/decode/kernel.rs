@@ -6,6 +6,7 @@ use crate::stream::{Access, KernelKey, Source};
 use crate::template::Template;
 use crate::verb::kv::encoders;
 use crate::verb::rope::ROPE_ANGLE;
+use crate::verb::tanh::tanh;
 
 macro_rules! pieces {
     ($($name:ident = $file:literal;)*) => {
@@ -371,6 +372,7 @@ impl Variant {
             .piece("prepare", PREPARE)
             .piece("q_codes", Q_CODES)
             .piece("score", SCORE)
+            .piece("tanh", tanh("vec4<f32>"))
             .piece("rope_angle", ROPE_ANGLE)
             .piece("k_names", K_NAMES)
             .piece("k_fetch", K_FETCH)

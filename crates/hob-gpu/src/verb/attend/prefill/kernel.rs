@@ -6,6 +6,7 @@ use crate::Tier;
 use crate::pages::{Layout, Stored};
 use crate::stream::{Access, Bounds, KernelKey, Source};
 use crate::template::Template;
+use crate::verb::tanh::tanh;
 
 const ROWS: &str = include_str!("../../../wgsl/flash_rows.wgsl");
 const STAGE: &str = include_str!("../../../wgsl/flash_stage.wgsl");
@@ -205,6 +206,7 @@ impl Variant {
             .value("ROTATION", format!("{:?}", rotation(rotated)))
             .value("ROTATION_OF_V", format!("{:?}", if v_rotated { rotation(rotated) } else { 1.0 }))
             .piece("rows", ROWS)
+            .piece("tanh", tanh("f32"))
             .piece("stage", STAGE);
         self.pages(template)
     }
