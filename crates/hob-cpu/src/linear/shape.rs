@@ -8,7 +8,9 @@
 //! * nibbles, 256 bytes: chunk c holds step c in the low nibbles and step c + 4 in the high ones;
 //! * bytes, 512 bytes: chunk t holds step t;
 //! * one bit, 64 bytes: bit t belongs to step t;
-//! * two bits, 128 bytes: bits 2i, 2i + 1 of chunk u belong to step 4u + i.
+//! * two bits, 128 bytes: bits 2i, 2i + 1 of chunk u belong to step 4u + i;
+//! * three bits, 192 bytes: chunk u holds step 2u in bits 0 to 2 and step 2u + 1 in bits 3 to 5; bits 6 and 7 of the
+//!   three chunks, one after the other from the lowest, are the six bits of steps 6 and 7.
 //!
 //! Codes are stored unsigned, as code + offset, or as an index into a table; Q8_0 as it is, but biased by 128 for
 //! AVX-512.
@@ -24,7 +26,7 @@ pub enum Planes {
     Nibbles,
     NibblesBit,
     NibblesPair,
-    PairBit,
+    Triples,
     Pair,
     Bytes,
 }
@@ -64,7 +66,7 @@ impl Planes {
             Planes::Nibbles => 256,
             Planes::NibblesBit => 256 + 64,
             Planes::NibblesPair => 256 + 128,
-            Planes::PairBit => 128 + 64,
+            Planes::Triples => 3 * 64,
             Planes::Pair => 128,
             Planes::Bytes => 512,
         }
@@ -108,7 +110,7 @@ impl Shape {
             F::IQ4NL => (Planes::Nibbles, Header::Scales, 0),
             F::MXFP4 => (Planes::Nibbles, Header::Exponents, 0),
             F::Q2K => (Planes::Pair, Header::PairsMinima, 0),
-            F::Q3K => (Planes::PairBit, Header::Pairs, 4),
+            F::Q3K => (Planes::Triples, Header::Pairs, 4),
             F::Q4K => (Planes::Nibbles, Header::Minima, 0),
             F::Q5K => (Planes::NibblesBit, Header::Minima, 0),
             F::Q6K => (Planes::NibblesPair, Header::Pairs, 32),

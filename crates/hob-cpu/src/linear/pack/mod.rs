@@ -118,9 +118,9 @@ fn put(planes: Planes, w: [u32; 8], r: usize, out: &mut [u8]) {
             (0..4).for_each(|c| put(c, nibble(c)));
             (0..2).for_each(|u| put(4 + u, pair(u, 4)));
         }
-        Planes::PairBit => {
-            (0..2).for_each(|u| put(u, pair(u, 0)));
-            put(2, bit(2));
+        Planes::Triples => {
+            let tops = w[6] | w[7] << 3;
+            (0..3).for_each(|u| put(u, w[2 * u] | w[2 * u + 1] << 3 | (tops >> (2 * u) & 0x0303_0303) << 6));
         }
         Planes::Pair => (0..2).for_each(|u| put(u, pair(u, 0))),
     }

@@ -20,7 +20,8 @@ fn stored(planes: Planes, block: &[u8], r: usize, k: usize) -> u8 {
         Planes::Nibbles => nibble(),
         Planes::NibblesBit => nibble() | (byte(4) >> t & 1) << 4,
         Planes::NibblesPair => nibble() | pair(4) << 4,
-        Planes::PairBit => pair(0) | (byte(2) >> t & 1) << 2,
+        Planes::Triples if t < 6 => byte(t / 2) >> (3 * (t % 2)) & 7,
+        Planes::Triples => (byte(0) >> 6 | byte(1) >> 6 << 2 | byte(2) >> 6 << 4) >> (3 * (t % 2)) & 7,
         Planes::Pair => pair(0),
     }
 }

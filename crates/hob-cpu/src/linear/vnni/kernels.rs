@@ -97,7 +97,19 @@ macro_rules! kernels {
                         }
                         return w;
                     }
-                    id::Q2_K | id::Q3_K => {
+                    id::Q3_K => {
+                        let (a, b, c) = (chunk(p, 0, part), chunk(p, 1, part), chunk(p, 2, part));
+                        let low = and(srl::<6>(a), set_b(3));
+                        let middle = and(srl::<4>(b), set_b(12));
+                        let tops = or(or(low, middle), and(srl::<2>(c), set_b(48)));
+                        let mask = set_b(7);
+                        for (u, bits) in [a, b, c, tops].into_iter().enumerate() {
+                            w[2 * u] = and(bits, mask);
+                            w[2 * u + 1] = and(srl::<3>(bits), mask);
+                        }
+                        return w;
+                    }
+                    id::Q2_K => {
                         let low = set_b(3);
                         for u in 0..2 {
                             let q = chunk(p, u, part);
@@ -136,23 +148,6 @@ macro_rules! kernels {
                             srl::<3>(h),
                         ];
                         let bit = set_b(16);
-                        for t in 0..8 {
-                            w[t] = or(w[t], and(h[t], bit));
-                        }
-                    }
-                    id::Q3_K => {
-                        let h = load(p.add(TWO_BITS + 4 * LANES * part));
-                        let h = [
-                            sll::<2>(h),
-                            sll::<1>(h),
-                            h,
-                            srl::<1>(h),
-                            srl::<2>(h),
-                            srl::<3>(h),
-                            srl::<4>(h),
-                            srl::<5>(h),
-                        ];
-                        let bit = set_b(4);
                         for t in 0..8 {
                             w[t] = or(w[t], and(h[t], bit));
                         }

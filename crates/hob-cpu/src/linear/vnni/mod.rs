@@ -37,9 +37,8 @@ mod id {
     pub const Q2_K: u8 = 12;
 }
 
-/// Bytes of the first plane of one block of 16 rows.
+/// Bytes of the nibbles of one block of 16 rows, which other planes follow.
 const NIBBLES: usize = 256;
-const TWO_BITS: usize = 128;
 
 const fn format_of(id: u8) -> Format {
     match id {

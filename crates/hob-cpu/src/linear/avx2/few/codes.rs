@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use super::formats::{Class, Coded};
 use super::{At, Two, steps};
 use crate::linear::shape::Planes;
+use hob_compute::act::BLOCK;
 
 /// Exact dots of `N` activation rows with one block, offset included: half h counted `scales[h]` times (a pair of equal
 /// words per weight row; ones where the format has one scale per 32).
@@ -65,11 +66,76 @@ pub unsafe fn dots<F: Coded, const N: usize>(at: At, scales: Two<Two<__m256i>>) 
                 run!(1: 4 5);
                 run!(1: 6 7);
             }
+            Class::Triples => unreachable!("codes of 3 bits are taken apart by `halves`"),
             Class::Signed => each!(signed, 0 1 2 3 4 5 6 7),
             Class::Levels => each!(levels, 0 4 1 5 2 6 3 7),
         }
     }
     dots
+}
+
+/// Sums of the halves of a block in 16 bits, offset included, for codes of 3 bits.
+///
+/// # Safety
+/// As [`dots`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn halves<F: Coded, const N: usize>(at: At) -> Two<[Two<__m256i>; N]> {
+    // SAFETY: the caller vouches for both sides.
+    unsafe {
+        let codes = at.sup.add(F::SHAPE.header.bytes() + at.block * F::SHAPE.planes.bytes());
+        let (a, b, c) = (chunk(codes, 0), chunk(codes, 1), chunk(codes, 2));
+        [triples::<N>([a, b], at.x), triples::<N>([c, tops(a, b, c)], at.x.add(BLOCK / 2))]
+    }
+}
+
+/// Sums of half a block in 16 bits: bytes with two codes of 3 bits each, for steps 0 and 1, and 2 and 3. The upper codes
+/// are multiplied where they stand; only their sum, at most 28448, is shifted.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn triples<const N: usize>(bytes: Two<Two<__m256i>>, x: *const u8) -> [Two<__m256i>; N] {
+    // SAFETY: the caller has half a block of N rows at `x`.
+    unsafe {
+        let mut low = steps::first::<N, 0>(both(bytes[0], 7), x);
+        steps::next::<N, 2>(&mut low, both(bytes[1], 7), x);
+        let mut high = steps::first::<N, 1>(both(bytes[0], 56), x);
+        steps::next::<N, 3>(&mut high, both(bytes[1], 56), x);
+        for n in 0..N {
+            for r in 0..2 {
+                low[n][r] = _mm256_add_epi16(low[n][r], _mm256_srai_epi16::<3>(high[n][r]));
+            }
+        }
+        low
+    }
+}
+
+/// The upper two bits of three chunks, as the codes of steps 6 and 7.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tops(a: Two<__m256i>, b: Two<__m256i>, c: Two<__m256i>) -> Two<__m256i> {
+    let mut out = a;
+    for r in 0..2 {
+        let low = _mm256_or_si256(masked::<6>(a[r], 3), masked::<4>(b[r], 12));
+        out[r] = _mm256_or_si256(low, masked::<2>(c[r], 48));
+    }
+    out
+}
+
+/// Chunk `index` of 64 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn chunk(codes: *const u8, index: usize) -> Two<__m256i> {
+    // SAFETY: the caller vouches for the chunk.
+    unsafe {
+        let at = codes.add(64 * index);
+        [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())]
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn both(v: Two<__m256i>, mask: i8) -> Two<__m256i> {
+    [masked::<0>(v[0], mask), masked::<0>(v[1], mask)]
 }
 
 /// The same address, which the compiler does not know: loads through it are not shared with earlier ones. Sixteen
@@ -99,7 +165,7 @@ unsafe fn decode<F: Coded, const T: usize>(codes: *const u8) -> Two<__m256i> {
                 Planes::Nibbles => look_up::<F>(nibble()),
                 Planes::NibblesBit => _mm256_or_si256(nibble(), bit_to_4::<T>(at(256))),
                 Planes::NibblesPair => _mm256_or_si256(nibble(), pair_to_4::<T>(at(256 + 64 * (T / 4)))),
-                Planes::PairBit => three_bits::<T>(at(64 * (T / 4)), at(128)),
+                Planes::Triples => unreachable!("codes of 3 bits are taken apart by `halves`"),
                 Planes::Pair => pair::<T>(at(64 * (T / 4))),
             }
         };
@@ -151,21 +217,6 @@ fn bit_to_4<const T: usize>(v: __m256i) -> __m256i {
         6 => masked::<2>(v, 16),
         _ => masked::<3>(v, 16),
     }
-}
-
-/// Three bits a code: two of `pairs`, the third of `bits`. Two codes at a time become the nibbles of a byte; a table
-/// moves the third bits of both to their places at once.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn three_bits<const T: usize>(pairs: __m256i, bits: __m256i) -> __m256i {
-    // Of the half's four bits, 0 and 2 (even steps), or 1 and 3 (odd steps), go to bits 2 and 6.
-    let even = _mm_setr_epi8(0, 4, 0, 4, 64, 68, 64, 68, 0, 4, 0, 4, 64, 68, 64, 68);
-    let odd = _mm_setr_epi8(0, 0, 4, 4, 0, 0, 4, 4, 64, 64, 68, 68, 64, 64, 68, 68);
-    let half = if T < 4 { masked::<0>(bits, 15) } else { masked::<4>(bits, 15) };
-    let table = _mm256_broadcastsi128_si256(if T.is_multiple_of(2) { even } else { odd });
-    let low = if T.is_multiple_of(2) { masked::<0>(pairs, 0x33) } else { masked::<2>(pairs, 0x33) };
-    let both = _mm256_or_si256(low, _mm256_shuffle_epi8(table, half));
-    if T % 4 < 2 { masked::<0>(both, 7) } else { masked::<4>(both, 7) }
 }
 
 /// The bit pair of step `T` of every byte, as bits 0 and 1.

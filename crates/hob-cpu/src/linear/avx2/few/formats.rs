@@ -9,6 +9,8 @@ use crate::linear::shape::Shape;
 pub enum Class {
     /// Unsigned: 8, 4 or 2 steps fit one 16-bit sum.
     Unsigned(usize),
+    /// Unsigned codes of 3 bits, two to a byte, with scales per 16.
+    Triples,
     /// Signed, with -128: magnitude times the activation with the weight's sign.
     Signed,
     /// Signed without -128: the activation's magnitude times the weight with the activation's sign.
@@ -40,7 +42,7 @@ macro_rules! coded {
     )*};
 }
 
-use Class::{Levels, Signed, Unsigned};
+use Class::{Levels, Signed, Triples, Unsigned};
 
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// Doubled e2m1 values plus 12, which makes them unsigned.
@@ -57,7 +59,7 @@ coded! {
     IQ4NL: Levels, TABLE: Option<[i8; 16]> = Some(IQ4);
     MXFP4: Unsigned(4), TABLE: Option<[i8; 16]> = Some(E2M1), OFFSET: i8 = 12;
     Q2K: Unsigned(4);
-    Q3K: Unsigned(4);
+    Q3K: Triples;
     Q4K: Unsigned(8);
     Q5K: Unsigned(4);
     Q6K: Unsigned(2);

@@ -14,7 +14,7 @@ use hob_quant::Format;
 
 use crate::linear::act::{Tile, block_bytes};
 use crate::linear::shape::Header;
-use formats::Coded;
+use formats::{Class, Coded};
 
 /// One group, and where this thread's reading goes on after it.
 #[derive(Clone, Copy)]
@@ -223,6 +223,38 @@ fn exponents(code: __m256i) -> __m256 {
     _mm256_castsi256_ps(_mm256_max_epi32(n, tiny))
 }
 
+/// Sums of both halves, each times its scales.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weighed<const N: usize>(sums: Two<[Two<__m256i>; N]>, scales: Two<Two<__m256i>>) -> [Two<__m256i>; N] {
+    let mut dots = sums[0];
+    for n in 0..N {
+        for r in 0..2 {
+            let first = _mm256_madd_epi16(sums[0][n][r], scales[0][r]);
+            dots[n][r] = _mm256_add_epi32(first, _mm256_madd_epi16(sums[1][n][r], scales[1][r]));
+        }
+    }
+    dots
+}
+
+/// `vpshufb`, which the compiler would make two shuffles of words if it knew the pattern.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn shuffled(v: __m256i, pattern: __m256i) -> __m256i {
+    let out;
+    // SAFETY: reads and writes registers only.
+    unsafe {
+        std::arch::asm!(
+            "vpshufb {out}, {v}, {pattern}",
+            v = in(ymm_reg) v,
+            pattern = in(ymm_reg) pattern,
+            out = lateout(ymm_reg) out,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    out
+}
+
 /// One block of a format with integer scales (and minima) per 16 columns.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -233,6 +265,11 @@ unsafe fn scaled<F: Coded, const N: usize>(at: At, fixed: Fixed, acc: &mut [Two<
     let high = _mm256_add_epi8(low, _mm256_set1_epi8(2));
     // SAFETY: the caller vouches for the block; its pairs follow one or two arrays of halves.
     unsafe {
+        let mut unscaled = [[[_mm256_setzero_si256(); 2]; N]; 2];
+        if let Class::Triples = F::CLASS {
+            // Before the scales are there: the registers do not hold both.
+            unscaled = codes::halves::<F, N>(at);
+        }
         let mut scales = [_mm256_setzero_si256(); 2];
         let mut mins = scales;
         for r in 0..2 {
@@ -247,10 +284,13 @@ unsafe fn scaled<F: Coded, const N: usize>(at: At, fixed: Fixed, acc: &mut [Two<
             }
         }
         let spread = [
-            [_mm256_shuffle_epi8(scales[0], low), _mm256_shuffle_epi8(scales[1], low)],
-            [_mm256_shuffle_epi8(scales[0], high), _mm256_shuffle_epi8(scales[1], high)],
+            [shuffled(scales[0], low), shuffled(scales[1], low)],
+            [shuffled(scales[0], high), shuffled(scales[1], high)],
         ];
-        let dots = codes::dots::<F, N>(at, spread);
+        let dots = match F::CLASS {
+            Class::Triples => weighed(unscaled, spread),
+            _ => codes::dots::<F, N>(at, spread),
+        };
         // The offset goes into the sums where 16 bits hold that: one multiplication for both registers.
         let small = i32::from(F::OFFSET) * 16 * 127 <= i32::from(i16::MAX);
         let offset = _mm256_set1_epi16(F::OFFSET.into());

@@ -253,8 +253,8 @@ unsafe fn fill<const F: usize, const C: u8>(group: *const u8, b: usize, to: &mut
             (Planes::Nibbles, _) => unpack::nibbles::<0>(from, to),
             (Planes::NibblesBit, _) => unpack::nibbles::<1>(from, to),
             (Planes::NibblesPair, _) => unpack::nibbles::<2>(from, to),
-            (Planes::PairBit, _) => unpack::pairs::<true>(from, to),
-            (Planes::Pair, _) => unpack::pairs::<false>(from, to),
+            (Planes::Triples, _) => unpack::triples(from, to),
+            (Planes::Pair, _) => unpack::pairs(from, to),
             (Planes::Bytes, _) => unpack::magnitudes(from, to),
         }
     }

@@ -61,6 +61,14 @@ fn int_block(format: Format, group: &[u8], r: usize, b: usize) -> IntBlock {
     let nibble = |k: usize| planes[k % 16 / 4 * 64 + 4 * r + k % 4] >> (k / 16 * 4) & 15;
     let bit = |at: usize, k: usize| planes[at + 4 * r + k % 4] >> (k / 4) & 1;
     let two = |at: usize, k: usize| planes[at + 64 * (k / 16) + 4 * r + k % 4] >> (2 * (k % 16 / 4)) & 3;
+    let triple = |k: usize| {
+        let byte = |chunk: usize| planes[64 * chunk + 4 * r + k % 4];
+        let bits = match k / 8 {
+            3 => byte(0) >> 6 | byte(1) >> 6 << 2 | byte(2) >> 6 << 4,
+            chunk => byte(chunk),
+        };
+        bits >> (3 * (k / 4 % 2)) & 7
+    };
     let codes = std::array::from_fn(|k| match format {
         Format::Q4_0 => nibble(k) as i8 - 8,
         Format::Q4_1 | Format::Q4K => nibble(k) as i8,
@@ -69,7 +77,7 @@ fn int_block(format: Format, group: &[u8], r: usize, b: usize) -> IntBlock {
         Format::Q5_0 => (nibble(k) | bit(256, k) << 4) as i8 - 16,
         Format::Q5_1 | Format::Q5K => (nibble(k) | bit(256, k) << 4) as i8,
         Format::Q6K => (nibble(k) | two(256, k) << 4) as i8 - 32,
-        Format::Q3K => (two(0, k) | bit(128, k) << 2) as i8 - 4,
+        Format::Q3K => triple(k) as i8 - 4,
         Format::Q2K => two(0, k) as i8,
         _ => planes[k / 4 * 64 + 4 * r + k % 4] as i8,
     });

@@ -5,9 +5,8 @@ use std::arch::x86_64::*;
 
 use super::{Block, HEIGHT};
 
-/// Bytes of the planes that others follow in a block of 16 rows.
+/// Bytes of the nibbles, which other planes follow, in a block of 16 rows.
 const NIBBLES: usize = 256;
-const PAIRS: usize = 128;
 
 /// Sixteen f16 as two registers.
 #[inline]
@@ -285,34 +284,26 @@ pub unsafe fn magnitudes(from: *const u8, to: &mut Block) {
     }
 }
 
-/// Codes in a plane of 2 bits a code, with a third bit from a plane of bits if `THIRD`.
+/// Codes in a plane of 2 bits a code.
 ///
 /// # Safety
-/// Needs AVX2; `from` has 128 bytes, 192 with the third bit.
+/// Needs AVX2; `from` has 128 bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn pairs<const THIRD: bool>(from: *const u8, to: &mut Block) {
+pub unsafe fn pairs(from: *const u8, to: &mut Block) {
     let to = to.codes.as_mut_ptr();
     for g in 0..2 {
         // SAFETY: chunks of 64 bytes inside `from` and the 512 bytes of codes.
         unsafe {
-            let third = if THIRD {
-                _mm256_loadu_si256(from.add(PAIRS + 32 * g).cast())
-            } else {
-                _mm256_setzero_si256()
-            };
             let planes: [__m256i; 2] = [
                 _mm256_loadu_si256(from.add(32 * g).cast()),
                 _mm256_loadu_si256(from.add(64 + 32 * g).cast()),
             ];
             macro_rules! step {
-                ($t:literal) => {{
-                    let mut code = plane::<2>(planes[$t / 4], $t % 4, 0);
-                    if THIRD {
-                        code = _mm256_or_si256(code, plane::<1>(third, $t, 2));
-                    }
+                ($t:literal) => {
+                    let code = plane::<2>(planes[$t / 4], $t % 4, 0);
                     _mm256_storeu_si256(to.add(64 * $t + 32 * g).cast(), code);
-                }};
+                };
             }
             step!(0);
             step!(1);
@@ -322,6 +313,34 @@ pub unsafe fn pairs<const THIRD: bool>(from: *const u8, to: &mut Block) {
             step!(5);
             step!(6);
             step!(7);
+        }
+    }
+}
+
+/// Codes of 3 bits.
+///
+/// # Safety
+/// Needs AVX2; `from` has 192 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn triples(from: *const u8, to: &mut Block) {
+    let to = to.codes.as_mut_ptr();
+    let mask = |bits: i8| _mm256_set1_epi8(bits);
+    for g in 0..2 {
+        // SAFETY: chunks of 64 bytes inside `from` and the 512 bytes of codes.
+        unsafe {
+            let chunk = |c: usize| _mm256_loadu_si256(from.add(64 * c + 32 * g).cast());
+            let (a, b, c) = (chunk(0), chunk(1), chunk(2));
+            let low = _mm256_and_si256(_mm256_srli_epi16::<6>(a), mask(3));
+            let middle = _mm256_and_si256(_mm256_srli_epi16::<4>(b), mask(12));
+            let high = _mm256_and_si256(_mm256_srli_epi16::<2>(c), mask(48));
+            let tops = _mm256_or_si256(_mm256_or_si256(low, middle), high);
+            for (u, bits) in [a, b, c, tops].into_iter().enumerate() {
+                let to = to.add(128 * u + 32 * g);
+                _mm256_storeu_si256(to.cast(), _mm256_and_si256(bits, mask(7)));
+                let second = _mm256_and_si256(_mm256_srli_epi16::<3>(bits), mask(7));
+                _mm256_storeu_si256(to.add(64).cast(), second);
+            }
         }
     }
 }
