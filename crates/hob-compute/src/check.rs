@@ -2,11 +2,12 @@
 //!
 //! It knows the rules that the argument structs document, and nothing of how a device keeps its memory.
 
+pub mod compressed;
 pub mod mixture;
 pub mod recurrent;
 
 use crate::{
-    AppendKv, Attend, Buf, Combine, ComputeError, Embed, Linear, Norm, PAGE_POSITIONS, PageSpec, Pick,
+    AppendKv, Attend, Buf, Combine, ComputeError, Embed, Heads, Linear, Norm, PAGE_POSITIONS, PageSpec, Pick,
     Result, Rope, SeqRows, WeightKind, WeightSpec,
 };
 
@@ -86,10 +87,11 @@ pub fn load(spec: &WeightSpec, source_bytes: u64) -> Result<usize> {
     if spec.kind == WeightKind::Vector && spec.rows != 1 {
         return fail(format!("expected a vector (1 row), found {} rows", spec.rows));
     }
-    if let WeightKind::Experts { count } = spec.kind
+    if let WeightKind::Experts { count } | WeightKind::Heads { count } = spec.kind
         && (!(1..=mixture::MAX_EXPERTS).contains(&count) || !spec.rows.is_multiple_of(count))
     {
-        return fail(format!("expected rows in {count} equal parts, one per expert, found {}", spec.rows));
+        let parts = format!("expected rows in {count} equal parts, one per expert or head");
+        return fail(format!("{parts}, found {}", spec.rows));
     }
     if !spec.format.can_decode() {
         return fail(format!(
@@ -133,6 +135,19 @@ pub fn alloc_pages(spec: &PageSpec, count: usize) -> Result<usize> {
         || "`first` only where K or V is packed".into(),
         || format!("{spec:?}"),
     )?;
+    if let Some(dims) = spec.latent {
+        need(
+            spec.latent_fits(),
+            "alloc_pages",
+            || {
+                format!(
+                    "a V in K's format {}, within its {} dimensions and in whole groups",
+                    spec.k, spec.head_dim
+                )
+            },
+            || format!("{dims} dimensions in {}", spec.v),
+        )?;
+    }
     let fits = |v: &usize| *v > 0 && v.checked_mul(4).is_some();
     let values = spec.page_values().and_then(|v| v.checked_mul(count)).filter(fits);
     values.ok_or_else(|| {
@@ -255,6 +270,23 @@ impl Linear<'_> {
     }
 }
 
+/// Gives the number of heads and the shape of one head's matrix.
+///
+/// # Errors
+/// A weight that was not loaded for heads, rows or widths that do not meet, or an output that is the input.
+pub fn heads(args: &Heads, x: Shape, weight: &WeightSpec, out: Shape) -> Result<(usize, Shape)> {
+    let WeightKind::Heads { count } = weight.kind else {
+        let found = format!("'{}', a {:?}", weight.name, weight.kind);
+        return Err(ComputeError::shape("heads", "a weight loaded for heads", found));
+    };
+    need_rows("heads", "an input", args.rows, x)?;
+    need_rows("heads", "an output", args.rows, out)?;
+    need_width("heads", "an input", count.saturating_mul(weight.cols), x)?;
+    need_width("heads", "an output", weight.rows, out)?;
+    need(args.x != args.out, "heads", || "an output other than the input".into(), || "one buffer".into())?;
+    Ok((count, Shape { rows: weight.rows / count, width: weight.cols }))
+}
+
 /// # Errors
 /// Rows or widths that do not meet, or more rotated dimensions than a head has.
 pub fn rope(args: &Rope, x: Shape, freqs: Shape) -> Result<()> {
@@ -262,10 +294,10 @@ pub fn rope(args: &Rope, x: Shape, freqs: Shape) -> Result<()> {
     need_width("rope", "an input", args.heads.saturating_mul(args.head_dim), x)?;
     let rotary = freqs.width.saturating_mul(2);
     need(
-        rotary <= args.head_dim,
+        rotary.saturating_add(args.first) <= args.head_dim,
         "rope",
         || format!("at most {} rotated dimensions", args.head_dim),
-        || rotary.to_string(),
+        || format!("{rotary} from dimension {} on", args.first),
     )
 }
 
@@ -316,7 +348,7 @@ pub fn seqs(
 }
 
 /// # Errors
-/// K or V of another width than the pages, or rows that do not meet.
+/// K or V of another width than the pages, a V apart from the K that it is a part of, or rows that do not meet.
 pub fn append_kv(
     args: &AppendKv,
     k: Shape,
@@ -332,6 +364,8 @@ pub fn append_kv(
     };
     need_width("append_kv", "K", spec.kv_heads * spec.head_dim, k)?;
     need_width("append_kv", "V", spec.kv_heads * spec.head_dim, v)?;
+    let one = || "one buffer for K and the V within it".into();
+    need(spec.latent.is_none() || args.k == args.v, "append_kv", one, || "two".into())?;
     seqs("append_kv", args.seqs, rows, &spec, first, spec_of)
 }
 
@@ -367,7 +401,6 @@ pub fn attend(
     )?;
     let width = heads.saturating_mul(args.head_dim);
     need_width("attend", "q", width, q)?;
-    need_width("attend", "an output", width, out)?;
     need(args.q != args.out, "attend", || "an output other than q".into(), || "one buffer for both".into())?;
     need(args.window != Some(0), "attend", || "a window of at least 1".into(), || "0".into())?;
     if let Some(cap) = args.softcap {
@@ -379,7 +412,10 @@ pub fn attend(
     }
     let first = |seq: &SeqRows| seq.first_page(args.window);
     let (shape, found) = (PageSpec::f16(kv_heads, args.head_dim), any_spec(args.seqs, first, &spec_of)?);
-    let spec = found.map_or(shape, |found| PageSpec { k: found.k, v: found.v, ..shape });
+    let spec = found.map_or(shape, |f| PageSpec { k: f.k, v: f.v, latent: f.latent, ..shape });
+    if found.is_some() || !out.width.is_multiple_of(heads) {
+        need_width("attend", "an output", heads.saturating_mul(spec.value_dim()), out)?;
+    }
     seqs("attend", args.seqs, q.rows.min(out.rows), &spec, first, spec_of)?;
     Ok(spec)
 }
@@ -412,13 +448,16 @@ pub fn map(rows: usize, operands: &[Shape]) -> Result<()> {
 /// The gate of a `map`, in order: what is gated, the gate, the output; buffers and their shapes.
 ///
 /// # Errors
-/// A gate of neither the rows' width nor one value, a gate that is an operand too, a sum onto what is gated, or what
+/// A gate of a width that does not divide the rows', a gate that is an operand too, a sum onto what is gated, or what
 /// [`map`] refuses.
 pub fn sigmoid_gate(rows: usize, [a, gate, out]: [(Buf, Shape); 3], add: bool) -> Result<()> {
     need_rows("map", "a gate", rows, gate.1)?;
-    if gate.1.width != 1 {
-        need_width("map", "a gate", a.1.width, gate.1)?;
-    }
+    need(
+        gate.1.width > 0 && a.1.width.is_multiple_of(gate.1.width),
+        "map",
+        || format!("a gate whose width divides {}", a.1.width),
+        || gate.1.width.to_string(),
+    )?;
     let apart = gate.0 != a.0 && gate.0 != out.0 && !(add && a.0 == out.0);
     need(
         apart,
@@ -444,6 +483,19 @@ pub fn gate(rows: usize, [a, b, out]: [Shape; 3], first: usize) -> Result<()> {
     need(end <= b.width, "map", || format!("a stretch within {}", b.width), || format!("{first}..{end}"))?;
     need_rows("map", "an operand", rows, b)?;
     map(rows, &[a, out])
+}
+
+/// # Errors
+/// Parts that are not equal, an output of another width than the two together, a buffer in two roles, or too few rows.
+pub fn join(rows: usize, [a, b, out]: [(Buf, Shape); 3], groups: usize) -> Result<()> {
+    for (_, shape) in [a, b, out] {
+        need_rows("map", "an operand", rows, shape)?;
+        let equal = groups > 0 && shape.width.is_multiple_of(groups);
+        need(equal, "map", || format!("rows in {groups} equal parts"), || format!("width {}", shape.width))?;
+    }
+    need_width("map", "an output", a.1.width + b.1.width, out.1)?;
+    let apart = a.0 != out.0 && b.0 != out.0;
+    need(apart, "map", || "an output other than the parts".into(), || "one in two roles".into())
 }
 
 /// # Errors
@@ -517,7 +569,8 @@ pub fn scales(
     for at in range {
         let block = at / crate::BLOCK_POSITIONS;
         for _ in 0..spec.kv_heads {
-            for format in [spec.k_format(block), spec.v_format(block)] {
+            for format in [spec.k_format(block), spec.v_format(block)].into_iter().take(spec.stored_vectors())
+            {
                 let Some((vector, next)) = rest.split_at_checked(format.vector_bytes(spec.head_dim)) else {
                     return Ok(());
                 };

@@ -56,6 +56,8 @@ pub enum WeightKind {
     Vector,
     /// `[count * rows of one expert, cols]`: matrices of one shape, of which `experts` multiplies the selected ones.
     Experts { count: usize },
+    /// `[count * rows of one head, cols]`: matrices of one shape, each of which `heads` multiplies with a part of its own.
+    Heads { count: usize },
 }
 
 /// Shape, format and use of a weight.
@@ -102,11 +104,13 @@ pub struct PageSpec {
     /// Pages for positions 0..256 of a sequence, whose first block of 64 positions (attention sinks) is f16 whatever
     /// `k` and `v` say. Meaningless, and false, where both are f16 anyway.
     pub first: bool,
+    /// `Some(n)`: V is the first `n` dimensions of K and stored with it, once (DeepSeek's latent); `v` is `k` then.
+    pub latent: Option<usize>,
 }
 
 impl PageSpec {
     /// Pages of f16.
     pub fn f16(kv_heads: usize, head_dim: usize) -> PageSpec {
-        PageSpec { kv_heads, head_dim, k: KvFormat::F16, v: KvFormat::F16, first: false }
+        PageSpec { kv_heads, head_dim, k: KvFormat::F16, v: KvFormat::F16, first: false, latent: None }
     }
 }

@@ -7,9 +7,11 @@
 
 pub mod act;
 pub mod check;
+mod compressed;
 pub mod draw;
 mod error;
 mod handles;
+mod hyper;
 pub mod math;
 mod mixture;
 mod page;
@@ -22,12 +24,14 @@ pub mod tickets;
 mod timed;
 mod verbs;
 
+pub use compressed::{AttendEntries, Compress, CompressShape, Entries, Select};
 pub use draw::Draw;
 pub use error::{ComputeError, Result};
 pub use handles::{Buf, ByteSource, Page, PageSpec, Pool, Ticket, Weight, WeightKind, WeightSpec};
+pub use hyper::{HyperExpand, HyperMix};
 pub use mixture::{Experts, Gating, GroupScore, Groups, Route, Routing};
 pub use placed::Placed;
-pub use recurrent::{ConvForm, DeltaNet, DeltaShape, KeyHeads, ShortConv, SlotRows};
+pub use recurrent::{ConvForm, DeltaNet, DeltaShape, KeyHeads, ShortConv, SlotRows, SsmScan, SsmShape};
 pub use span::{Span, now_nanos};
 pub use timed::profiled;
 pub use verbs::*;
@@ -110,6 +114,7 @@ pub trait Compute: Send {
     fn embed(&mut self, args: &Embed) -> Result<()>;
     fn norm(&mut self, args: &Norm) -> Result<()>;
     fn linear(&mut self, args: &Linear) -> Result<()>;
+    fn heads(&mut self, args: &Heads) -> Result<()>;
     fn rope(&mut self, args: &Rope) -> Result<()>;
     fn append_kv(&mut self, args: &AppendKv) -> Result<()>;
     fn attend(&mut self, args: &Attend) -> Result<()>;
@@ -119,6 +124,12 @@ pub trait Compute: Send {
     fn experts(&mut self, args: &Experts) -> Result<()>;
     fn short_conv(&mut self, args: &ShortConv) -> Result<()>;
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()>;
+    fn ssm_scan(&mut self, args: &SsmScan) -> Result<()>;
+    fn hyper_mix(&mut self, args: &HyperMix) -> Result<()>;
+    fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()>;
+    fn compress(&mut self, args: &Compress) -> Result<()>;
+    fn select(&mut self, args: &Select) -> Result<()>;
+    fn attend_entries(&mut self, args: &AttendEntries) -> Result<()>;
 
     /// Attention of rows that are not yet remembered: norms, rotation, [`Compute::append_kv`] and [`Compute::attend`] in
     /// one. What `q` and `k` hold afterwards is unspecified.
@@ -132,11 +143,47 @@ pub trait Compute: Send {
         if let Some(Rotation { freqs, pairs, magnitude }) = args.rotation {
             let (head_dim, positions) = (args.attend.head_dim, args.positions);
             for (x, heads) in [(q, args.attend.heads), (k, args.attend.kv_heads)] {
-                self.rope(&Rope { x, heads, head_dim, positions, freqs, pairs, magnitude })?;
+                self.rope(&Rope {
+                    x,
+                    first: 0,
+                    back: false,
+                    heads,
+                    head_dim,
+                    positions,
+                    freqs,
+                    pairs,
+                    magnitude,
+                })?;
             }
         }
         self.append_kv(&AppendKv { k, v: args.v, seqs: args.attend.seqs })?;
         self.attend(&args.attend)
+    }
+
+    /// The latent is normed, `rotated` and `key` are rotated, `q = wide ++ rotated` by heads and `k = latent ++ key`, in one.
+    /// What the inputs hold afterwards is unspecified.
+    fn latent_rows(&mut self, args: &LatentRows) -> Result<()> {
+        let &LatentRows { wide, rotated, latent, key, heads, q, k, positions, .. } = args;
+        let (rows, HeadNorm { weight, groups, eps }) = (positions.len(), args.norm);
+        self.norm(&Norm { x: latent, rows, groups, weight, eps, out: latent })?;
+        if let Some(Rotation { freqs, pairs, magnitude }) = args.rotation {
+            let head_dim = args.rotary;
+            for (x, heads) in [(rotated, heads), (key, 1)] {
+                self.rope(&Rope {
+                    x,
+                    heads,
+                    head_dim,
+                    first: 0,
+                    back: false,
+                    positions,
+                    freqs,
+                    pairs,
+                    magnitude,
+                })?;
+            }
+        }
+        self.map(&Map::Join { a: wide, b: rotated, groups: heads, out: q, rows })?;
+        self.map(&Map::Join { a: latent, b: key, groups: 1, out: k, rows })
     }
 
     /// Ends recording; the ticket is redeemed by [`Compute::picked`].

@@ -17,11 +17,15 @@ pub fn tree16(lanes: &[f32; 16]) -> f32 {
 }
 
 /// Dot product in 16 virtual lanes: lane `i % 16` accumulates by fma over ascending `i`.
+#[inline(always)] // so that it becomes wide where a caller was compiled for wide registers
 pub fn dot16(a: &[f32], b: &[f32]) -> f32 {
+    let len = a.len().min(b.len());
+    let ((a, a_rest), (b, b_rest)) = (a[..len].as_chunks::<16>(), b[..len].as_chunks::<16>());
     let mut lanes = [0f32; 16];
-    for (i, (&x, &y)) in a.iter().zip(b).enumerate() {
-        lanes[i % 16] = x.mul_add(y, lanes[i % 16]);
+    for (a, b) in a.iter().zip(b) {
+        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(l, (x, y))| *l = x.mul_add(*y, *l));
     }
+    lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(l, (x, y))| *l = x.mul_add(*y, *l));
     tree16(&lanes)
 }
 
@@ -120,6 +124,11 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// `ln(1 + exp(x))`.
+pub fn softplus(x: f32) -> f32 {
+    x.max(0.0) + exp(-x.abs()).ln_1p()
+}
+
 /// `1 / (1 + exp(-x))`.
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
@@ -131,13 +140,19 @@ pub fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp(-1.595_769_2 * u))
 }
 
+/// `max(x, 0)^2`. NaN stays NaN.
+pub fn relu_squared(x: f32) -> f32 {
+    let x = if x < 0.0 { 0.0 } else { x };
+    x * x
+}
+
 /// The gate of gpt-oss: `g / (1 + exp(-alpha g)) * (u + 1)`, the gate `g` at most `limit`, `u` within `-limit..=limit`.
 /// NaN stays NaN.
-pub fn clamped_swiglu(gate: f32, up: f32, alpha: f32, limit: f32) -> f32 {
+pub fn clamped_swiglu(gate: f32, up: f32, (alpha, limit): (f32, f32), plus: f32) -> f32 {
     let g = if gate > limit { limit } else { gate };
     let u = if up > limit { limit } else { up };
     let u = if u < -limit { -limit } else { u };
-    (u + 1.0) * (g / (1.0 + exp(-alpha * g)))
+    (u + plus) * (g / (1.0 + exp(-alpha * g)))
 }
 
 #[cfg(test)]

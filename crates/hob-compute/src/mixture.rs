@@ -62,12 +62,15 @@ pub struct Route {
     pub bias: Option<Weight>,
     /// `[1, experts]`: what an expert's weight is multiplied by in the end (gemma4).
     pub scales: Option<Weight>,
+    /// `[>= rows, top_k]`: ids of the experts of every row, in any order, where they are not selected by their ranks (the
+    /// hash-routed layers of DeepSeek V4).
+    pub chosen: Option<Buf>,
     /// `[>= rows, 2 * top_k]`
     pub out: Buf,
 }
 
 /// `out[r] (+)= sum of w * down_e(activation(gate_e x[r]) * up_e x[r])` over the experts e of row r, ascending; every
-/// product with its expert's bias, if there are any.
+/// product with its expert's bias, if there are any. Experts without a gate are `down_e activation(up_e x[r])`.
 ///
 /// Numerics: every product is that of `linear`, and a bias is added to it as there; the terms of a row are added to `out` (or to 0) one after the other,
 /// `out = out + w * y`, so that neither batch nor threads change a bit.
@@ -78,13 +81,14 @@ pub struct Experts {
     /// What [`Route`] wrote, `[>= rows, 2 * top_k]`.
     pub routes: Buf,
     pub top_k: usize,
+    /// Like `up`.
+    pub gate: Option<Weight>,
     /// [`crate::WeightKind::Experts`], `[count * ff, dim]`.
-    pub gate: Weight,
-    /// Like `gate`.
     pub up: Weight,
     /// `[count * dim, ff]`
     pub down: Weight,
     /// Of gate, up and down, vectors of `count * ff`, `count * ff` and `count * dim`: one expert's behind the other's.
+    /// Experts without a gate have none.
     pub biases: Option<[Weight; 3]>,
     pub activation: Activation,
     /// `[>= rows * top_k, ff]`, contents unspecified afterwards.

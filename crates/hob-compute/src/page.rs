@@ -10,6 +10,8 @@
 //! | q4 | `[groups, 64]` f16 scales, `[groups, 4, 64, 4]` bytes: byte `(g, j, position, i)` has dimension `32 g + 8 j + i` in its low and `32 g + 8 j + 4 + i` in its high nibble | `[groups, 64]` f16 scales, `[8, head_dim, 4]` bytes: byte `(j, dimension, i)` has position `8 j + i` in its low and `8 j + 4 + i` in its high nibble |
 //! | asym4 | as q4, with `[groups, 64]` f16 minima behind the scales | as q4, likewise |
 //!
+//! Where V is a part of K ([`PageSpec::latent`]) there is no part for V: its values are those of K's first dimensions.
+//!
 //! A nibble of q4 is the code plus 8; one of asym4 is the code. On an exact device everything is f32 in the f16 layout.
 
 use std::ops::Range;
@@ -34,6 +36,35 @@ impl PageSpec {
         if self.first && block == 0 { KvFormat::F16 } else { self.k }
     }
 
+    /// Dimensions of V.
+    pub fn value_dim(&self) -> usize {
+        self.latent.unwrap_or(self.head_dim)
+    }
+
+    /// Whether V can be a part of K: in K's format, in whole groups and whole blocks of [`hob_quant::hadamard`].
+    pub fn latent_fits(&self) -> bool {
+        let whole = |dims: usize| {
+            let mixed = !self.k.is_rotated() || dims.is_multiple_of(self.mixed_dims());
+            (1..=self.head_dim).contains(&dims) && self.k.fits(dims) && mixed
+        };
+        self.k == self.v && self.latent.is_none_or(whole)
+    }
+
+    /// What is stored of a position and KV head: K, and V unless it is a part of K.
+    pub fn stored_vectors(&self) -> usize {
+        if self.latent.is_some() { 1 } else { 2 }
+    }
+
+    /// Values that are stored of a position, of all KV heads.
+    pub fn position_values(&self) -> usize {
+        self.kv_heads * self.head_dim * self.stored_vectors()
+    }
+
+    /// Dimensions that [`hob_quant::hadamard`] mixes in a vector of K: V, as a part of it, is mixed in blocks of as many.
+    pub fn mixed_dims(&self) -> usize {
+        1 << self.head_dim.trailing_zeros()
+    }
+
     /// Format of V in block `block` (0..4).
     pub fn v_format(&self, block: usize) -> KvFormat {
         if self.first && block == 0 { KvFormat::F16 } else { self.v }
@@ -56,7 +87,12 @@ impl PageSpec {
 
     /// Bytes of block `block` of one KV head: its K part, then its V part.
     pub fn block_bytes(&self, block: usize) -> usize {
-        self.part_bytes(self.k_format(block)) + self.part_bytes(self.v_format(block))
+        self.part_bytes(self.k_format(block)) + self.v_bytes(block)
+    }
+
+    /// Bytes of the V part of a block.
+    fn v_bytes(&self, block: usize) -> usize {
+        if self.latent.is_some() { 0 } else { self.part_bytes(self.v_format(block)) }
     }
 
     /// Bytes of the K part or V part of a block that is stored in `format`.
@@ -64,18 +100,18 @@ impl PageSpec {
         BLOCK_POSITIONS * format.vector_bytes(self.head_dim)
     }
 
-    /// Where the K part and the V part of a block of one KV head lie within the page.
+    /// Where the K part and the V part of a block of one KV head lie within the page; a V that is a part of K has none of
+    /// its own.
     pub fn parts(&self, kv_head: usize, block: usize) -> [Range<usize>; 2] {
         let k = kv_head * self.head_bytes() + self.before(block);
         let v = k + self.part_bytes(self.k_format(block));
-        [k..v, v..v + self.part_bytes(self.v_format(block))]
+        [k..v, v..v + self.v_bytes(block)]
     }
 
     /// Bytes of the vectors of all KV heads at position `at` (0..256) of a page.
     pub fn position_bytes(&self, at: usize) -> usize {
         let block = at / BLOCK_POSITIONS;
-        let vector = |f: KvFormat| f.vector_bytes(self.head_dim);
-        self.kv_heads * (vector(self.k_format(block)) + vector(self.v_format(block)))
+        self.kv_heads * self.block_bytes(block) / BLOCK_POSITIONS
     }
 
     /// Bytes of an image of positions `range`.
@@ -95,23 +131,24 @@ impl PageSpec {
         let heads = range.flat_map(move |at| (0..spec.kv_heads).map(move |head| (at, head)));
         heads.flat_map(move |(at, head)| {
             let k = (0..spec.head_dim).map(move |dim| spec.k_at(head, at, dim));
-            k.chain((0..spec.head_dim).map(move |dim| spec.v_at(head, at) + dim))
+            let v = if spec.latent.is_some() { 0 } else { spec.head_dim };
+            k.chain((0..v).map(move |dim| spec.v_at(head, at, dim)))
         })
     }
 
     /// f16 values of one page; `None` on overflow.
     pub fn page_values(&self) -> Option<usize> {
-        self.kv_heads.checked_mul(self.head_dim)?.checked_mul(2 * PAGE_POSITIONS)
+        self.kv_heads.checked_mul(self.head_dim)?.checked_mul(self.stored_vectors() * PAGE_POSITIONS)
     }
 
     /// f16 values of one KV head within a page.
     pub fn head_values(&self) -> usize {
-        2 * PAGE_POSITIONS * self.head_dim
+        self.stored_vectors() * PAGE_POSITIONS * self.head_dim
     }
 
     /// First value of K block `block` of a KV head: `[head_dim, 64]`. V of the block, `[64, head_dim]`, follows it.
     pub fn k_block(&self, kv_head: usize, block: usize) -> usize {
-        kv_head * self.head_values() + block * 2 * BLOCK_POSITIONS * self.head_dim
+        kv_head * self.head_values() + block * self.stored_vectors() * BLOCK_POSITIONS * self.head_dim
     }
 
     /// Index of K of position `at` (0..256) within a page, dimension `dim`.
@@ -119,9 +156,13 @@ impl PageSpec {
         self.k_block(kv_head, at / BLOCK_POSITIONS) + dim * BLOCK_POSITIONS + at % BLOCK_POSITIONS
     }
 
-    /// Index of V of position `at` (0..256) within a page, dimension 0; the other dimensions follow.
-    pub fn v_at(&self, kv_head: usize, at: usize) -> usize {
-        self.k_block(kv_head, at / BLOCK_POSITIONS) + (BLOCK_POSITIONS + at % BLOCK_POSITIONS) * self.head_dim
+    /// Index of V of position `at` (0..256) within a page, dimension `dim`.
+    pub fn v_at(&self, kv_head: usize, at: usize, dim: usize) -> usize {
+        if self.latent.is_some() {
+            return self.k_at(kv_head, at, dim);
+        }
+        let row = BLOCK_POSITIONS + at % BLOCK_POSITIONS;
+        self.k_block(kv_head, at / BLOCK_POSITIONS) + row * self.head_dim + dim
     }
 }
 
@@ -137,7 +178,7 @@ mod tests {
             for at in 0..PAGE_POSITIONS {
                 for dim in 0..spec.head_dim {
                     seen[spec.k_at(head, at, dim)] += 1;
-                    seen[spec.v_at(head, at) + dim] += 1;
+                    seen[spec.v_at(head, at, dim)] += 1;
                 }
             }
         }
@@ -146,10 +187,26 @@ mod tests {
     }
 
     #[test]
+    fn a_v_within_k_takes_no_room() {
+        let spec = PageSpec { latent: Some(64), ..PageSpec::f16(2, 96) };
+        assert_eq!(spec.page_bytes() * 2, PageSpec::f16(2, 96).page_bytes());
+        let mut seen = vec![0u8; spec.page_values().unwrap()];
+        spec.values_of(0..PAGE_POSITIONS).for_each(|at| seen[at] += 1);
+        assert!(seen.iter().all(|&n| n == 1));
+        assert_eq!((spec.v_at(1, 200, 63), spec.value_dim()), (spec.k_at(1, 200, 63), 64));
+        assert_eq!(spec.mixed_dims(), 32);
+    }
+
+    #[test]
     fn parts_of_every_format_fill_a_page_exactly_once() {
-        for (k, v) in [(KvFormat::Q8, KvFormat::Q4), (KvFormat::Asym4, KvFormat::F16)] {
+        let kinds = [
+            (KvFormat::Q8, KvFormat::Q4, None),
+            (KvFormat::Asym4, KvFormat::F16, None),
+            (KvFormat::Q4, KvFormat::Q4, Some(32)),
+        ];
+        for (k, v, latent) in kinds {
             for first in [false, true] {
-                let spec = PageSpec { kv_heads: 3, head_dim: 64, k, v, first };
+                let spec = PageSpec { kv_heads: 3, head_dim: 64, k, v, first, latent };
                 let mut at = 0;
                 for head in 0..spec.kv_heads {
                     for part in (0..4).flat_map(|block| spec.parts(head, block)) {

@@ -3,7 +3,9 @@
 //!
 //! It owns where things are and which copy of a row is current. It must not know what a verb computes, nor a model.
 
+mod compressed;
 mod picks;
+mod recurrent;
 mod rows;
 
 use std::ops::Range;
@@ -509,14 +511,43 @@ impl Compute for Placed {
         batch_rows(args.attend.seqs).try_for_each(|rows| self.wrote(verb, args.attend.out, rows, at))
     }
 
+    fn latent_rows(&mut self, args: &LatentRows) -> Result<()> {
+        let (verb, rows) = ("latent_rows", 0..args.positions.len());
+        let at = self.home(verb, args.norm.weight)?;
+        for buf in [args.wide, args.rotated, args.latent, args.key] {
+            self.want(verb, buf, rows.clone(), at)?;
+        }
+        if let Some(rotation) = &args.rotation {
+            self.want(verb, rotation.freqs, 0..1, at)?;
+        }
+        self.settle(verb, at)?;
+        let weight = self.weight_on(verb, args.norm.weight, at)?;
+        let rotation = match args.rotation {
+            Some(rotation) => Some(Rotation { freqs: self.buf_on(verb, rotation.freqs, at)?, ..rotation }),
+            None => None,
+        };
+        let mut on = |buf| self.buf_on(verb, buf, at);
+        let (wide, rotated, latent, key) =
+            (on(args.wide)?, on(args.rotated)?, on(args.latent)?, on(args.key)?);
+        let (q, k, norm) = (on(args.q)?, on(args.k)?, HeadNorm { weight, ..args.norm });
+        let inner = LatentRows { wide, rotated, latent, key, norm, rotation, q, k, ..*args };
+        self.run(at, |dev| dev.latent_rows(&inner))?;
+        for buf in [args.rotated, args.latent, args.key, args.q, args.k] {
+            self.wrote(verb, buf, rows.clone(), at)?;
+        }
+        Ok(())
+    }
+
     fn map(&mut self, args: &Map) -> Result<()> {
         let (reads, out, written) = match *args {
-            Map::Add { a, b, out, rows } | Map::Gate { a, b, out, rows, .. } => {
+            Map::Add { a, b, out, rows }
+            | Map::Gate { a, b, out, rows, .. }
+            | Map::Join { a, b, out, rows, .. } => {
                 ([Some((a, 0..rows)), Some((b, 0..rows)), None], out, 0..rows)
             }
-            Map::Scale { a, out, rows, .. } | Map::Softcap { a, out, rows, .. } => {
-                ([Some((a, 0..rows)), None, None], out, 0..rows)
-            }
+            Map::Scale { a, out, rows, .. }
+            | Map::Softcap { a, out, rows, .. }
+            | Map::Activate { a, out, rows, .. } => ([Some((a, 0..rows)), None, None], out, 0..rows),
             Map::SigmoidGate { a, gate, out, add, rows } => {
                 ([Some((a, 0..rows)), Some((gate, 0..rows)), add.then_some((out, 0..rows))], out, 0..rows)
             }
@@ -539,11 +570,17 @@ impl Compute for Placed {
             Map::Add { a, b, out, rows } => Map::Add { a: on(a)?, b: on(b)?, out: on(out)?, rows },
             Map::Scale { a, factor, out, rows } => Map::Scale { a: on(a)?, factor, out: on(out)?, rows },
             Map::Softcap { a, cap, out, rows } => Map::Softcap { a: on(a)?, cap, out: on(out)?, rows },
+            Map::Activate { a, activation, out, rows } => {
+                Map::Activate { a: on(a)?, activation, out: on(out)?, rows }
+            }
             Map::SigmoidGate { a, gate, out, add, rows } => {
                 Map::SigmoidGate { a: on(a)?, gate: on(gate)?, out: on(out)?, add, rows }
             }
             Map::Gate { a, b, first, activation, out, rows } => {
                 Map::Gate { a: on(a)?, b: on(b)?, first, activation, out: on(out)?, rows }
+            }
+            Map::Join { a, b, groups, out, rows } => {
+                Map::Join { a: on(a)?, b: on(b)?, groups, out: on(out)?, rows }
             }
             Map::CopyRow { a, from, out, to } => Map::CopyRow { a: on(a)?, from, out: on(out)?, to },
         };
@@ -574,17 +611,30 @@ impl Compute for Placed {
         let rows = 0..args.rows;
         let at = self.best("route", &[(args.logits, rows.clone())])?;
         self.want("route", args.logits, rows.clone(), at)?;
+        args.chosen.map_or(Ok(()), |chosen| self.want("route", chosen, rows.clone(), at))?;
         self.settle("route", at)?;
         let bias = self.bias_on("route", args.bias, at)?;
         let scales = self.bias_on("route", args.scales, at)?;
+        let chosen = args.chosen.map(|c| self.buf_on("route", c, at)).transpose()?;
         let [logits, out] = [self.buf_on("route", args.logits, at)?, self.buf_on("route", args.out, at)?];
-        self.run(at, |dev| dev.route(&Route { logits, bias, scales, out, ..*args }))?;
+        self.run(at, |dev| dev.route(&Route { logits, bias, scales, chosen, out, ..*args }))?;
         self.wrote("route", args.out, rows, at)
+    }
+
+    fn heads(&mut self, args: &Heads) -> Result<()> {
+        let (verb, rows) = ("heads", 0..args.rows);
+        let at = self.home(verb, args.weight)?;
+        self.want(verb, args.x, rows.clone(), at)?;
+        self.settle(verb, at)?;
+        let weight = self.weight_on(verb, args.weight, at)?;
+        let [x, out] = [self.buf_on(verb, args.x, at)?, self.buf_on(verb, args.out, at)?];
+        self.run(at, |dev| dev.heads(&Heads { x, weight, out, ..*args }))?;
+        self.wrote(verb, args.out, rows, at)
     }
 
     fn experts(&mut self, args: &Experts) -> Result<()> {
         let (verb, rows) = ("experts", 0..args.rows);
-        let at = self.home(verb, args.gate)?;
+        let at = self.home(verb, args.up)?;
         self.want(verb, args.x, rows.clone(), at)?;
         self.want(verb, args.routes, rows.clone(), at)?;
         if args.add {
@@ -592,7 +642,8 @@ impl Compute for Placed {
         }
         self.settle(verb, at)?;
         let mut weight = |w| self.weight_on(verb, w, at);
-        let (gate, up, down) = (weight(args.gate)?, weight(args.up)?, weight(args.down)?);
+        let (up, down) = (weight(args.up)?, weight(args.down)?);
+        let gate = args.gate.map(&mut weight).transpose()?;
         let biases = match args.biases {
             Some([a, b, c]) => Some([weight(a)?, weight(b)?, weight(c)?]),
             None => None,
@@ -605,48 +656,35 @@ impl Compute for Placed {
     }
 
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
-        let verb = "short_conv";
-        let at = self.home(verb, args.taps)?;
-        for seq in args.seqs {
-            self.want(verb, args.x, seq.row..seq.row.saturating_add(seq.rows), at)?;
-            self.want(verb, args.state, seq.slot..seq.slot.saturating_add(1), at)?;
-        }
-        self.settle(verb, at)?;
-        let taps = self.weight_on(verb, args.taps, at)?;
-        let mut on = |buf| self.buf_on(verb, buf, at);
-        let (x, state, out) = (on(args.x)?, on(args.state)?, on(args.out)?);
-        self.run(at, |dev| dev.short_conv(&ShortConv { x, taps, state, out, ..*args }))?;
-        for seq in args.seqs {
-            self.wrote(verb, args.out, seq.row..seq.row.saturating_add(seq.rows), at)?;
-            self.wrote(verb, args.state, seq.slot..seq.slot.saturating_add(1), at)?;
-        }
-        Ok(())
+        self.run_short_conv(args)
     }
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
-        let verb = "delta_net";
-        let at = self.home(verb, args.rate)?;
-        let batch = |seq: &SlotRows| seq.row..seq.row.saturating_add(seq.rows);
-        let slot = |seq: &SlotRows| seq.slot..seq.slot.saturating_add(1);
-        for seq in args.seqs {
-            for buf in [args.qkv, args.z, args.beta, args.decay] {
-                self.want(verb, buf, batch(seq), at)?;
-            }
-            self.want(verb, args.state, slot(seq), at)?;
-        }
-        self.settle(verb, at)?;
-        let mut weight = |w| self.weight_on(verb, w, at);
-        let (rate, bias, norm) = (weight(args.rate)?, weight(args.bias)?, weight(args.norm)?);
-        let mut on = |buf| self.buf_on(verb, buf, at);
-        let (qkv, z, beta, decay) = (on(args.qkv)?, on(args.z)?, on(args.beta)?, on(args.decay)?);
-        let (state, out) = (on(args.state)?, on(args.out)?);
-        let inner = DeltaNet { qkv, z, beta, decay, rate, bias, norm, state, out, ..*args };
-        self.run(at, |dev| dev.delta_net(&inner))?;
-        for seq in args.seqs {
-            self.wrote(verb, args.out, batch(seq), at)?;
-            self.wrote(verb, args.state, slot(seq), at)?;
-        }
-        Ok(())
+        self.run_delta_net(args)
+    }
+
+    fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
+        self.run_ssm_scan(args)
+    }
+
+    fn hyper_mix(&mut self, args: &HyperMix) -> Result<()> {
+        self.run_hyper_mix(args)
+    }
+
+    fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()> {
+        self.run_hyper_expand(args)
+    }
+
+    fn compress(&mut self, args: &Compress) -> Result<()> {
+        self.run_compress(args)
+    }
+
+    fn select(&mut self, args: &Select) -> Result<()> {
+        self.run_select(args)
+    }
+
+    fn attend_entries(&mut self, args: &AttendEntries) -> Result<()> {
+        self.run_attend_entries(args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

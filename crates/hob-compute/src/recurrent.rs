@@ -1,4 +1,5 @@
-//! Argument structs of the verbs that remember a sequence in fixed size: short convolutions and the gated delta rule.
+//! Argument structs of the verbs that remember a sequence in fixed size: short convolutions, the gated delta rule and
+//! selective state spaces.
 //!
 //! They know shapes, rules and which row of a state buffer belongs to whom; where state lies is the device's.
 
@@ -26,15 +27,17 @@ pub enum ConvForm {
     Silu,
 }
 
-/// A short causal convolution, depthwise: `sum[t] = sum over j of taps[j] * v[t - K + 1 + j]`.
+/// A short causal convolution, depthwise: `sum[t] = sum over j of taps[j] * v[t - K + 1 + j]`, and a bias if there is one.
 ///
-/// Numerics: the sum is `taps[0] * v`, then one fma per further tap in ascending j.
+/// Numerics: the sum is `taps[0] * v`, then one fma per further tap in ascending j, then the bias is added.
 pub struct ShortConv<'a> {
     pub form: ConvForm,
     /// `[rows, 3 * channels]` where gated, else `[rows, channels]`.
     pub x: Buf,
     /// Vector of `channels * K`, the taps of a channel side by side; K at least 2.
     pub taps: Weight,
+    /// Vector of `channels`.
+    pub bias: Option<Weight>,
     /// `[slots, (K - 1) * channels]`: the last K - 1 rows of v, oldest first. Read and rewritten.
     pub state: Buf,
     pub seqs: &'a [SlotRows],
@@ -114,11 +117,12 @@ pub struct DeltaNet<'a> {
     pub z: Buf,
     /// `[rows, value_heads]`: how strongly a row is written.
     pub beta: Buf,
-    /// `[rows, value_heads]`: how strongly the state fades.
+    /// `[rows, value_heads]`: how strongly the state fades. `[rows, value_heads * key_dim]` where every channel of the key
+    /// fades by itself: see [`crate::reference::kda`].
     pub decay: Buf,
     /// Vector of `value_heads`, at most 0: `-exp(A_log)` of the papers.
     pub rate: Weight,
-    /// Vector of `value_heads`: `dt_bias` of the papers.
+    /// Vector as wide as `decay`: `dt_bias` of the papers.
     pub bias: Weight,
     /// Vector of `value_dim`: the weight of the output's norm.
     pub norm: Weight,
@@ -136,4 +140,80 @@ impl DeltaNet<'_> {
     /// Rows from which a piece of a chunk is computed as one. Below, row by row is as fast, and a few drafted rows are
     /// then what they would be one at a time.
     pub const CHUNKED: usize = 16;
+}
+
+/// Heads of a selective state space.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct SsmShape {
+    pub heads: usize,
+    /// Of a head of x, and of the output; a multiple of [`SsmShape::LANES`], at most [`SsmShape::MAX_DIM`].
+    pub head_dim: usize,
+    /// Of B and C, which a head's state has for every channel; as `head_dim`.
+    pub state_dim: usize,
+    /// Groups of neighbouring heads, each with a B, a C and a norm of its own; divides `heads`.
+    pub groups: usize,
+}
+
+impl SsmShape {
+    /// What dimensions are multiples of.
+    pub const LANES: usize = 16;
+    /// Largest dimension.
+    pub const MAX_DIM: usize = 256;
+
+    /// Floats of a row of x, and of the output.
+    pub fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Floats of a row of x, B and C.
+    pub fn channels(&self) -> usize {
+        self.width() + 2 * self.groups * self.state_dim
+    }
+
+    /// Floats of a sequence's state.
+    pub fn state(&self) -> usize {
+        self.heads * self.head_dim * self.state_dim
+    }
+
+    /// Heads of a group.
+    pub fn group_heads(&self) -> usize {
+        self.heads / self.groups.max(1)
+    }
+}
+
+/// A selective state space with scalar decay (Dao and Gu 2024, "Transformers are SSMs": Mamba-2) with its gates and output
+/// norm. Per head, with B and C of its group and S in `[state_dim, head_dim]`:
+///
+/// ```text
+/// d = clamp(softplus(dt + bias), limit);  a = exp(rate * d)
+/// S <- a S + B (d x)^T;  y = S^T C + skip * x
+/// out = rms_norm per group(y * silu(z)) * norm
+/// ```
+///
+/// Numerics: see [`crate::reference::ssm`]. Rows are cut as those of [`DeltaNet`], into pieces that are computed at once or
+/// row by row by the same rule.
+pub struct SsmScan<'a> {
+    pub shape: SsmShape,
+    /// `[rows, channels]`: x of all heads, then B of all groups, then C, after the short convolution.
+    pub xbc: Buf,
+    /// `[rows, width]`: the output's gate.
+    pub z: Buf,
+    /// `[rows, heads]`: how far a row moves the state.
+    pub dt: Buf,
+    /// Vector of `heads`, at most 0: `-exp(A_log)` of the papers.
+    pub rate: Weight,
+    /// Vector of `heads`: `dt_bias` of the papers.
+    pub bias: Weight,
+    /// Vector of `heads`: D of the papers.
+    pub skip: Weight,
+    /// Vector of `width`: the weight of the output's norm.
+    pub norm: Weight,
+    pub eps: f32,
+    /// Least and largest step, at least 0; the second may be infinite.
+    pub limit: [f32; 2],
+    /// `[slots, heads * state_dim * head_dim]`: S of every head. Read and rewritten.
+    pub state: Buf,
+    pub seqs: &'a [SlotRows],
+    /// `[rows, width]`
+    pub out: Buf,
 }

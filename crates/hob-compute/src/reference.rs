@@ -5,12 +5,17 @@
 //! file has them and are decoded at every use.
 
 pub mod attention;
+pub mod compressed;
 pub mod delta;
+mod heads;
+pub mod hyper;
+pub mod kda;
 pub mod mixture;
 mod pages;
 mod parts;
 pub mod recurrent;
 pub mod rows;
+pub mod ssm;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,9 +24,10 @@ use crate::check::{self, Shape};
 use crate::slots::{Slots, next_device};
 use crate::tickets::Tickets;
 use crate::{
-    AppendKv, Attend, Buf, ByteSource, Combine, Compute, ComputeError, DeltaNet, DeviceInfo, Draw, Embed,
-    Experts, HeldBytes, Linear, Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Pool, Result, Rope,
-    Route, ShortConv, Ticket, Weight, WeightKind, WeightSpec, act, draw, math,
+    AppendKv, Attend, AttendEntries, Buf, ByteSource, Combine, Compress, Compute, ComputeError, DeltaNet,
+    DeviceInfo, Draw, Embed, Experts, Heads, HeldBytes, HyperExpand, HyperMix, Linear, Map, Norm,
+    PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Pool, Result, Rope, Route, Select, ShortConv, SsmScan,
+    Ticket, Weight, WeightKind, WeightSpec, act, draw, math,
 };
 use attention::Query;
 use pages::Pages;
@@ -293,6 +299,10 @@ impl Compute for Reference {
         Ok(())
     }
 
+    fn heads(&mut self, args: &Heads) -> Result<()> {
+        self.run_heads(args)
+    }
+
     fn rope(&mut self, args: &Rope) -> Result<()> {
         let freqs = self.buffers.get("rope", args.freqs)?;
         check::rope(args, self.shape("rope", args.x)?, freqs.shape)?;
@@ -300,9 +310,12 @@ impl Compute for Reference {
         let x = self.buffers.get_mut("rope", args.x)?;
         for (r, &position) in args.positions.iter().enumerate() {
             let angle = |&f: &f32| rows::rope_angle(position, f, args.magnitude);
-            let (cos, sin): (Vec<f32>, Vec<f32>) = freqs.iter().map(angle).unzip();
+            let (cos, mut sin): (Vec<f32>, Vec<f32>) = freqs.iter().map(angle).unzip();
+            if args.back {
+                sin.iter_mut().for_each(|s| *s = -*s);
+            }
             for head in x.row_mut(r).chunks_mut(args.head_dim) {
-                rows::rotate_head(head, &cos, &sin, args.pairs);
+                rows::rotate_head(&mut head[args.first..], &cos, &sin, args.pairs);
             }
         }
         Ok(())
@@ -332,9 +345,9 @@ impl Compute for Reference {
         for seq in args.seqs {
             for i in 0..seq.rows {
                 let q = self.buffers.get("attend", args.q)?.row(seq.row + i).to_vec();
-                let mut row = vec![0f32; q.len()];
-                for (head, (q, out)) in q.chunks(args.head_dim).zip(row.chunks_mut(args.head_dim)).enumerate()
-                {
+                let mut row = vec![0f32; args.heads * spec.value_dim()];
+                let outs = row.chunks_mut(spec.value_dim());
+                for (head, (q, out)) in q.chunks(args.head_dim).zip(outs).enumerate() {
                     let sink = sinks.as_ref().map(|s| s[head]);
                     let query = Query::new(args, spec, head, q, sink);
                     let page = |p: usize| {
@@ -381,7 +394,8 @@ impl Compute for Reference {
                 for r in 0..rows {
                     let (a, gate) =
                         (self.buffers.get("map", a)?.row(r), self.buffers.get("map", gate)?.row(r));
-                    let gates = gate.iter().cycle().map(|&g| math::sigmoid(g));
+                    let each = a.len() / gate.len();
+                    let gates = gate.iter().flat_map(|&g| std::iter::repeat_n(math::sigmoid(g), each));
                     let gated: Vec<f32> = a.iter().zip(gates).map(|(a, g)| a * g).collect();
                     let out = self.buffers.get_mut("map", out)?.row_mut(r);
                     let sum = |(o, g): (&mut f32, f32)| *o = if add { *o + g } else { g };
@@ -398,6 +412,15 @@ impl Compute for Reference {
                     self.buffers.get_mut("map", out)?.row_mut(r).copy_from_slice(&gated);
                 }
             }
+            Map::Activate { a, activation, out, rows } => {
+                check::map(rows, &[self.shape("map", a)?, self.shape("map", out)?])?;
+                for r in 0..rows {
+                    let x = self.buffers.get("map", a)?.row(r);
+                    let activated: Vec<f32> = x.iter().map(|&x| activation.alone(x)).collect();
+                    self.buffers.get_mut("map", out)?.row_mut(r).copy_from_slice(&activated);
+                }
+            }
+            Map::Join { a, b, groups, out, rows } => self.run_join([a, b, out], groups, rows)?,
             Map::CopyRow { a, from, out, to } => {
                 check::copy_row(self.shape("map", a)?, from, self.shape("map", out)?, to)?;
                 let row = self.buffers.get("map", a)?.row(from).to_vec();
@@ -441,6 +464,30 @@ impl Compute for Reference {
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
         self.run_delta_net(args)
+    }
+
+    fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
+        self.run_ssm_scan(args)
+    }
+
+    fn hyper_mix(&mut self, args: &HyperMix) -> Result<()> {
+        self.run_hyper_mix(args)
+    }
+
+    fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()> {
+        self.run_hyper_expand(args)
+    }
+
+    fn compress(&mut self, args: &Compress) -> Result<()> {
+        self.run_compress(args)
+    }
+
+    fn select(&mut self, args: &Select) -> Result<()> {
+        self.run_select(args)
+    }
+
+    fn attend_entries(&mut self, args: &AttendEntries) -> Result<()> {
+        self.run_attend_entries(args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

@@ -120,6 +120,8 @@ impl Timed {
                 ("sigmoid gate".into(), (3 + u64::from(add)) * self.rows(out, rows))
             }
             Map::Gate { out, rows, .. } => ("gate".into(), 3 * self.rows(out, rows)),
+            Map::Activate { out, rows, .. } => ("activate".into(), 2 * self.rows(out, rows)),
+            Map::Join { out, rows, .. } => ("join".into(), 2 * self.rows(out, rows)),
             Map::CopyRow { out, .. } => ("copy row".into(), 2 * self.rows(out, 1)),
         }
     }
@@ -127,11 +129,12 @@ impl Timed {
     /// As many experts as the rows can have chosen at most: which they chose is the device's secret.
     fn experts_note(&self, args: &Experts) -> (Cow<'static, str>, u64) {
         let hidden = self.widths.get(&args.hidden).copied().unwrap_or(1).max(1);
-        let count = self.weights.get(&args.gate).map_or(1, |w| w.rows / hidden).max(1);
+        let count = self.weights.get(&args.up).map_or(1, |w| w.rows / hidden).max(1);
         let used = (args.rows * args.top_k).min(count) as u64;
-        let all: u64 = [args.gate, args.up, args.down].map(|w| self.weight_bytes(w)).iter().sum();
+        let weights = args.gate.into_iter().chain([args.up, args.down]);
+        let all: u64 = weights.map(|w| self.weight_bytes(w)).sum();
         let rows = self.rows(args.x, args.rows) + self.rows(args.out, args.rows);
-        (self.name(args.gate), all / count as u64 * used + rows)
+        (self.name(args.gate.unwrap_or(args.up)), all / count as u64 * used + rows)
     }
 }
 
@@ -250,6 +253,14 @@ impl Compute for Timed {
         self.timed("route", note, |dev| dev.route(args))
     }
 
+    fn heads(&mut self, args: &Heads) -> Result<()> {
+        let note = |t: &Timed| {
+            let rows = t.rows(args.x, args.rows) + t.rows(args.out, args.rows);
+            (t.name(args.weight), t.weight_bytes(args.weight) + rows)
+        };
+        self.timed("heads", note, |dev| dev.heads(args))
+    }
+
     fn experts(&mut self, args: &Experts) -> Result<()> {
         self.timed("experts", |t| t.experts_note(args), |dev| dev.experts(args))
     }
@@ -273,6 +284,64 @@ impl Compute for Timed {
             )
         };
         self.timed("delta_net", note, |dev| dev.delta_net(args))
+    }
+
+    fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
+        let note = |t: &Timed| {
+            let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
+            let state = 2 * t.rows(args.state, args.seqs.len());
+            (
+                t.name(args.rate),
+                t.rows(args.xbc, rows) + t.rows(args.z, rows) + t.rows(args.out, rows) + state,
+            )
+        };
+        self.timed("ssm_scan", note, |dev| dev.ssm_scan(args))
+    }
+
+    fn hyper_mix(&mut self, args: &HyperMix) -> Result<()> {
+        let note = |t: &Timed| (t.name(args.base), t.rows(args.x, args.rows) + t.rows(args.out, args.rows));
+        self.timed("hyper_mix", note, |dev| dev.hyper_mix(args))
+    }
+
+    fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()> {
+        let note = |t: &Timed| (Cow::Borrowed(""), 2 * t.rows(args.x, args.rows) + t.rows(args.y, args.rows));
+        self.timed("hyper_expand", note, |dev| dev.hyper_expand(args))
+    }
+
+    fn compress(&mut self, args: &Compress) -> Result<()> {
+        let note = |t: &Timed| {
+            let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
+            // Every row is read, kept, and read again with its block.
+            (t.name(args.norm), 3 * (t.rows(args.kv, rows) + t.rows(args.gate, rows)))
+        };
+        self.timed("compress", note, |dev| dev.compress(args))
+    }
+
+    fn select(&mut self, args: &Select) -> Result<()> {
+        let note = |t: &Timed| {
+            let entries = |s: &SlotRows| (s.position + s.rows) / args.ratio.max(1);
+            let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
+            let keys = args.seqs.iter().map(|s| t.rows(args.entries, entries(s))).sum::<u64>();
+            (Cow::Borrowed(""), t.rows(args.q, rows) + keys)
+        };
+        self.timed("select", note, |dev| dev.select(args))
+    }
+
+    fn attend_entries(&mut self, args: &AttendEntries) -> Result<()> {
+        let note = |t: &Timed| {
+            let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
+            let keys = |s: &SlotRows| {
+                let end = s.position + s.rows;
+                let entries = args.entries.map_or(0, |e| match e.chosen {
+                    Some(chosen) => t.widths.get(&chosen).copied().unwrap_or(0).min(end / e.ratio.max(1)),
+                    None => end / e.ratio.max(1),
+                });
+                t.rows(args.kv, end.min(args.window + s.rows) + entries)
+            };
+            let keys = args.seqs.iter().map(keys).sum::<u64>();
+            (t.name(args.sinks), 2 * t.rows(args.q, rows) + keys)
+        };
+        self.timed("attend_entries", note, |dev| dev.attend_entries(args))
     }
 
     fn submit(&mut self) -> Result<Ticket> {

@@ -62,8 +62,11 @@ pub enum Activation {
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
-    /// gpt-oss: `g / (1 + exp(-alpha g)) * (u + 1)` with the gate `g` at most `limit` and `u` within `-limit..=limit`.
-    ClampedSwiglu { alpha: f32, limit: f32 },
+    /// `max(x, 0)^2` (So et al. 2021, "Primer").
+    ReluSquared,
+    /// gpt-oss: `g / (1 + exp(-alpha g)) * (u + 1)` with the gate `g` at most `limit` and `u` within `-limit..=limit`;
+    /// DeepSeek V4: the same without the 1, `plus_one` says which.
+    ClampedSwiglu { alpha: f32, limit: f32, plus_one: bool },
 }
 
 impl Activation {
@@ -72,7 +75,23 @@ impl Activation {
         match self {
             Activation::Silu => up * math::silu(gate),
             Activation::GeluTanh => up * math::gelu_tanh(gate),
-            Activation::ClampedSwiglu { alpha, limit } => math::clamped_swiglu(gate, up, alpha, limit),
+            Activation::ReluSquared => up * math::relu_squared(gate),
+            Activation::ClampedSwiglu { alpha, limit, plus_one } => {
+                let plus = if plus_one { 1.0 } else { 0.0 };
+                math::clamped_swiglu(gate, up, (alpha, limit), plus)
+            }
+        }
+    }
+
+    /// `activation(x)`, where nothing is let through; gpt-oss's is its gate alone.
+    pub fn alone(self, x: f32) -> f32 {
+        match self {
+            Activation::Silu => math::silu(x),
+            Activation::GeluTanh => math::gelu_tanh(x),
+            Activation::ReluSquared => math::relu_squared(x),
+            Activation::ClampedSwiglu { alpha, limit, .. } => {
+                math::clamped_swiglu(x, 0.0, (alpha, limit), 1.0)
+            }
         }
     }
 }
@@ -88,6 +107,17 @@ pub struct Linear<'a> {
     pub combine: Combine,
 }
 
+/// A product of its own for every head: `out[r][h] = W_h x[r][h]`, each as `linear` multiplies.
+pub struct Heads {
+    /// `[>= rows, heads * in_width]`
+    pub x: Buf,
+    pub rows: usize,
+    /// [`crate::WeightKind::Heads`], `[heads * out_width, in_width]`.
+    pub weight: Weight,
+    /// `[>= rows, heads * out_width]`; never the input.
+    pub out: Buf,
+}
+
 /// Which dimensions a rotation pairs.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum RopePairs {
@@ -97,13 +127,17 @@ pub enum RopePairs {
     Half,
 }
 
-/// Rotates the first `2 * freqs.cols` dimensions of every head in place.
+/// Rotates `2 * freqs.cols` dimensions of every head in place, from dimension `first` on.
 /// Angle of pair `i` at position `p` is `p * freqs[i]`; sine and cosine are multiplied by `magnitude`.
 pub struct Rope<'a> {
     /// `[rows, heads * head_dim]`
     pub x: Buf,
     pub heads: usize,
     pub head_dim: usize,
+    /// The first dimension that rotates: 0 in most models.
+    pub first: usize,
+    /// Whether the rotation is undone: by the negative angle.
+    pub back: bool,
     /// Position of each row.
     pub positions: &'a [u32],
     /// `[1, rotary/2]` angular frequencies, uploaded by the model.
@@ -143,7 +177,7 @@ impl SeqRows<'_> {
 pub struct AppendKv<'a> {
     /// `[rows, kv_heads * head_dim]`
     pub k: Buf,
-    /// `[rows, kv_heads * head_dim]`
+    /// `[rows, kv_heads * head_dim]`; `k` itself where pages store V within K ([`crate::PageSpec::latent`]).
     pub v: Buf,
     pub seqs: &'a [SeqRows<'a>],
 }
@@ -157,7 +191,8 @@ pub struct AppendKv<'a> {
 pub struct Attend<'a> {
     /// `[rows, heads * head_dim]`
     pub q: Buf,
-    /// `[rows, heads * head_dim]`
+    /// `[rows, heads * value_dim]`, where V has as many dimensions as K unless it is a part of it
+    /// ([`crate::PageSpec::value_dim`]).
     pub out: Buf,
     pub heads: usize,
     pub kv_heads: usize,
@@ -196,13 +231,40 @@ pub struct AttendNew<'a> {
     pub attend: Attend<'a>,
     /// `[rows, kv_heads * head_dim]`
     pub k: Buf,
-    /// `[rows, kv_heads * head_dim]`
+    /// `[rows, kv_heads * head_dim]`, or `k`: see [`AppendKv::v`].
     pub v: Buf,
     /// Of q and of k.
     pub norms: Option<[HeadNorm; 2]>,
     pub rotation: Option<Rotation>,
     /// Position of each row.
     pub positions: &'a [u32],
+}
+
+/// What stands between the products of a latent attention (DeepSeek-V2) and its pages: the latent's norm, the rotations of
+/// queries and key, and the joins. A backend may do it all at once; the meaning is that of the verbs one after the other:
+/// see [`crate::Compute::latent_rows`].
+pub struct LatentRows<'a> {
+    /// `[rows, heads * rank]`: of queries, what meets the latent.
+    pub wide: Buf,
+    /// `[rows, heads * rotary]`: of queries, what is rotated.
+    pub rotated: Buf,
+    /// `[rows, rank]`
+    pub latent: Buf,
+    /// `[rows, rotary]`: the key that all heads share.
+    pub key: Buf,
+    pub heads: usize,
+    /// Dimensions of `key`.
+    pub rotary: usize,
+    /// Of the latent; one group.
+    pub norm: HeadNorm,
+    /// Of all `rotary` dimensions.
+    pub rotation: Option<Rotation>,
+    /// Position of each row.
+    pub positions: &'a [u32],
+    /// `[rows, heads * (rank + rotary)]`
+    pub q: Buf,
+    /// `[rows, rank + rotary]`
+    pub k: Buf,
 }
 
 /// Elementwise work on whole rows.
@@ -214,12 +276,16 @@ pub enum Map {
     Scale { a: Buf, factor: f32, out: Buf, rows: usize },
     /// `out = tanh(a / cap) * cap`, with `math::tanh`; `cap` is finite and positive.
     Softcap { a: Buf, cap: f32, out: Buf, rows: usize },
-    /// `out (+)= a * sigmoid(gate)`. The gate is another buffer, as wide as `a` or one value per row; `out` may be `a`,
-    /// unless it is added to.
+    /// `out (+)= a * sigmoid(gate)`. The gate is another buffer, whose width divides that of `a`: each of its values is for
+    /// as many neighbours (a row's, a head's, or one). `out` may be `a`, unless it is added to.
     SigmoidGate { a: Buf, gate: Buf, out: Buf, add: bool, rows: usize },
     /// `out = activation(a) * b[..., first..first + width]`, as [`Activation::gated`] has it, where `width` is that of `a`
     /// and `out`, which may be one; `b` is another.
     Gate { a: Buf, b: Buf, first: usize, activation: Activation, out: Buf, rows: usize },
+    /// `out = activation(a)`, as [`Activation::alone`] has it; `out` may be `a`.
+    Activate { a: Buf, activation: Activation, out: Buf, rows: usize },
+    /// `out[g] = a[g] ++ b[g]` for each of `groups` equal parts of every row; three buffers.
+    Join { a: Buf, b: Buf, groups: usize, out: Buf, rows: usize },
     /// Copies one row: `out[to] = a[from]`.
     CopyRow { a: Buf, from: usize, out: Buf, to: usize },
 }

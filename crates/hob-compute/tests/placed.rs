@@ -47,6 +47,7 @@ impl Compute for Counting {
         write_positions(page: Page, range: Range<usize>, bytes: &[u8]) -> Result<()>;
         embed(args: &Embed) -> Result<()>;
         linear(args: &Linear) -> Result<()>;
+        heads(args: &Heads) -> Result<()>;
         rope(args: &Rope) -> Result<()>;
         append_kv(args: &AppendKv) -> Result<()>;
         attend(args: &Attend) -> Result<()>;
@@ -56,6 +57,12 @@ impl Compute for Counting {
         experts(args: &Experts) -> Result<()>;
         short_conv(args: &ShortConv) -> Result<()>;
         delta_net(args: &DeltaNet) -> Result<()>;
+        ssm_scan(args: &SsmScan) -> Result<()>;
+        hyper_mix(args: &HyperMix) -> Result<()>;
+        hyper_expand(args: &HyperExpand) -> Result<()>;
+        compress(args: &Compress) -> Result<()>;
+        select(args: &Select) -> Result<()>;
+        attend_entries(args: &AttendEntries) -> Result<()>;
         submit() -> Result<Ticket>;
         picked(ticket: Ticket, out: &mut Picked) -> Result<()>;
     }

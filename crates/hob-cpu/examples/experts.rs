@@ -96,7 +96,7 @@ impl Bench {
         let [gate, up, down] = self.experts;
         let &mut Bench { rows, x, routes, hidden, out, .. } = self;
         let (top_k, activation, add) = (TOP_K, Activation::Silu, false);
-        let biases = None;
+        let (gate, biases) = (Some(gate), None);
         let args = Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add };
         self.dev.experts(&args)
     }

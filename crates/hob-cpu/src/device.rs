@@ -3,7 +3,9 @@
 //! It owns buffers, weights and pages. A verb that writes a buffer drops the int8 form derived from it. Arithmetic
 //! stands in the verb folders and in [`crate::linear`].
 
+mod compressed;
 mod exact;
+mod heads;
 mod mixture;
 mod product;
 mod recurrent;
@@ -17,14 +19,15 @@ use hob_compute::reference::attention::Scoring;
 use hob_compute::slots::{Slots, next_device};
 use hob_compute::tickets::Tickets;
 use hob_compute::{
-    AppendKv, Attend, Buf, ByteSource, Compute, ComputeError, DeltaNet, DeviceInfo, Embed, Experts,
-    HeldBytes, Linear, Map, Norm, PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Result, Rope, Route,
-    ShortConv, Ticket, Weight, WeightKind, WeightSpec,
+    AppendKv, Attend, AttendEntries, Buf, ByteSource, Compress, Compute, ComputeError, DeltaNet, DeviceInfo,
+    Embed, Experts, Heads, HeldBytes, HyperExpand, HyperMix, Linear, Map, Norm, PAGE_POSITIONS, Page,
+    PageSpec, Pick, Picked, Result, Rope, Route, Select, ShortConv, SsmScan, Ticket, Weight, WeightKind,
+    WeightSpec,
 };
 
 use crate::arena::{Arena, HugeVec};
 use crate::isa::Isa;
-use crate::linear::{ActCache, LoadCtx, Matrix};
+use crate::linear::{self, ActCache, LoadCtx, Matrix};
 use crate::pool::Pool;
 use crate::verb::{attend, embed, kv, map, norm, pick, rope, sigmoid};
 
@@ -61,6 +64,7 @@ impl Buffer {
 
 enum Loaded {
     Matrix(Matrix),
+    /// Of experts or heads.
     Experts(Vec<Matrix>),
     /// Rows are read from the source when they are gathered.
     Table {
@@ -155,6 +159,9 @@ pub struct Cpu {
     attention: attend::Scratch,
     picking: pick::Scratch,
     mixture: mixture::Scratch,
+    /// Scores of [`Compute::select`].
+    scores: Vec<f32>,
+    heads: linear::heads::Scratch,
     /// See [`product`].
     unwritten: HugeVec<f32>,
 }
@@ -191,6 +198,8 @@ impl Cpu {
             attention: attend::Scratch::default(),
             picking: pick::Scratch::default(),
             mixture: mixture::Scratch::default(),
+            scores: Vec::new(),
+            heads: linear::heads::Scratch::default(),
             unwritten: HugeVec::zeroed(0)?,
         })
     }
@@ -290,7 +299,9 @@ impl Compute for Cpu {
         let ctx = LoadCtx { isa: self.isa, exact: self.info.exact, pool: &self.pool, arena: &self.arena };
         let loaded = match spec.kind {
             WeightKind::Matrix => Loaded::Matrix(Matrix::load(spec, source.as_ref(), &ctx)?),
-            WeightKind::Experts { count } => Loaded::Experts(mixture::load(spec, count, &source, &ctx)?),
+            WeightKind::Experts { count } | WeightKind::Heads { count } => {
+                Loaded::Experts(mixture::load(spec, count, &source, &ctx)?)
+            }
             WeightKind::Table => Loaded::Table { source, row_bytes },
             WeightKind::Vector => self.load_vector(spec, source.as_ref(), row_bytes)?,
         };
@@ -407,13 +418,22 @@ impl Compute for Cpu {
         product::run(self, args)
     }
 
+    fn heads(&mut self, args: &Heads) -> Result<()> {
+        heads::heads(self, args)
+    }
+
     fn rope(&mut self, args: &Rope) -> Result<()> {
         check::rope(args, self.shape("rope", args.x)?, self.shape("rope", args.freqs)?)?;
         let freqs = self.buffers.get("rope", args.freqs)?;
-        let key = rope::Freqs { values: freqs.rows(1), version: freqs.version, magnitude: args.magnitude };
+        let key = rope::Freqs {
+            values: freqs.rows(1),
+            version: freqs.version,
+            magnitude: args.magnitude,
+            back: args.back,
+        };
         let angles = self.tables.get(&self.pool, key, args.positions);
         let x = self.buffers.get_mut("rope", args.x)?.rows_mut(args.positions.len());
-        rope::rope(&self.pool, self.isa, x, (args.heads, args.head_dim), angles, args.pairs);
+        rope::rope(&self.pool, self.isa, x, (args.heads, args.head_dim, args.first), angles, args.pairs);
         self.touch("rope", args.x)
     }
 
@@ -450,7 +470,7 @@ impl Compute for Cpu {
         let [q, out] = self.buffers.get_disjoint_mut("attend", [args.q, args.out])?;
         let pools = &self.pages;
         if self.info.exact {
-            exact::attend(&self.pool, pools, args, sinks, (&q.data, &mut out.data));
+            exact::attend(&self.pool, pools, (args, spec), sinks, (&q.data, &mut out.data));
             return self.touch("attend", args.out);
         }
         let job = attend::Job {
@@ -515,6 +535,18 @@ impl Compute for Cpu {
                 }
                 self.touch("map", out)
             }
+            Map::Activate { a, activation, out, rows } => {
+                check::map(rows, &[self.shape("map", a)?, self.shape("map", out)?])?;
+                if a == out {
+                    let out = self.buffers.get_mut("map", out)?.rows_mut(rows);
+                    map::activate(&self.pool, None, activation, out);
+                } else {
+                    let [x, to] = self.buffers.get_disjoint_mut("map", [a, out])?;
+                    map::activate(&self.pool, Some(x.rows(rows)), activation, to.rows_mut(rows));
+                }
+                self.touch("map", out)
+            }
+            Map::Join { a, b, groups, out, rows } => heads::join(self, [a, b, out], groups, rows),
             Map::CopyRow { a, from, out, to } => {
                 let shape = self.shape("map", a)?;
                 check::copy_row(shape, from, self.shape("map", out)?, to)?;
@@ -556,6 +588,30 @@ impl Compute for Cpu {
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
         recurrent::delta_net(self, args)
+    }
+
+    fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
+        recurrent::ssm_scan(self, args)
+    }
+
+    fn hyper_mix(&mut self, args: &HyperMix) -> Result<()> {
+        compressed::hyper_mix(self, args)
+    }
+
+    fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()> {
+        compressed::hyper_expand(self, args)
+    }
+
+    fn compress(&mut self, args: &Compress) -> Result<()> {
+        compressed::compress(self, args)
+    }
+
+    fn select(&mut self, args: &Select) -> Result<()> {
+        compressed::select(self, args)
+    }
+
+    fn attend_entries(&mut self, args: &AttendEntries) -> Result<()> {
+        compressed::attend_entries(self, args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

@@ -79,7 +79,18 @@ impl Step {
             .unwrap();
         for x in [q, k] {
             let (freqs, pairs, positions) = (self.freqs, RopePairs::Half, &[position as u32]);
-            dev.rope(&Rope { x, heads: 3, head_dim: 64, positions, freqs, pairs, magnitude: 1.0 }).unwrap();
+            dev.rope(&Rope {
+                x,
+                first: 0,
+                back: false,
+                heads: 3,
+                head_dim: 64,
+                positions,
+                freqs,
+                pairs,
+                magnitude: 1.0,
+            })
+            .unwrap();
         }
         let seqs = [SeqRows { row: 0, rows: 1, position, pages: &self.pages }];
         dev.append_kv(&AppendKv { k, v, seqs: &seqs }).unwrap();

@@ -59,6 +59,8 @@ fn freed_and_foreign_handles() {
             let pairs = RopePairs::Half;
             stale(dev.rope(&Rope {
                 x: bad,
+                first: 0,
+                back: false,
                 heads: 1,
                 head_dim: 4,
                 positions: &[0],
@@ -186,6 +188,8 @@ fn rows_and_widths_that_do_not_meet() {
         shape(dev.map(&Map::Add { a: x, b: narrow, out: x, rows: 1 }), "width 32");
         let rope = |heads, head_dim, freqs| Rope {
             x,
+            first: 0,
+            back: false,
             heads,
             head_dim,
             positions: &[0, 1],

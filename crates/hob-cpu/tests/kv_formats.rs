@@ -20,16 +20,17 @@ struct Shape {
     window: Option<usize>,
     softcap: Option<f32>,
     sinks: bool,
+    latent: Option<usize>,
 }
 
 impl Shape {
     fn new(heads: usize, kv_heads: usize, head_dim: usize, k: KvFormat, v: KvFormat) -> Shape {
-        Shape { heads, kv_heads, head_dim, k, v, window: None, softcap: None, sinks: false }
+        Shape { heads, kv_heads, head_dim, k, v, window: None, softcap: None, sinks: false, latent: None }
     }
 
     fn spec(&self) -> PageSpec {
-        let Shape { kv_heads, head_dim, k, v, .. } = *self;
-        PageSpec { kv_heads, head_dim, k, v, first: false }
+        let Shape { kv_heads, head_dim, k, v, latent, .. } = *self;
+        PageSpec { kv_heads, head_dim, k, v, first: false, latent }
     }
 
     fn kv_width(&self) -> usize {
@@ -77,7 +78,8 @@ impl World {
         let width = self.of.kv_width();
         let rows = |x: &[f32]| x[range.start * width..range.end * width].to_vec();
         let (k, v) = (buffer(dev, width, &rows(&self.k)), buffer(dev, width, &rows(&self.v)));
-        dev.append_kv(&AppendKv { k, v, seqs: &[self.seq(range)] }).unwrap();
+        let values = if self.of.latent.is_some() { k } else { v };
+        dev.append_kv(&AppendKv { k, v: values, seqs: &[self.seq(range)] }).unwrap();
         dev.free(k).unwrap();
         dev.free(v).unwrap();
     }
@@ -90,6 +92,7 @@ impl World {
         let Shape { heads, kv_heads, head_dim, window, softcap, sinks, .. } = self.of;
         let width = heads * head_dim;
         let q = buffer(dev, width, &self.q[range.start * width..range.end * width]);
+        let width = heads * self.of.spec().value_dim();
         let out = dev.alloc(range.len(), width).unwrap();
         let sinks = sinks.then(|| weight(dev, 77, WeightKind::Vector, Format::F32, 1, heads));
         let seqs = [self.seq(range.clone())];
@@ -117,6 +120,18 @@ impl World {
         };
         self.pages.iter().enumerate().map(&mut image).collect()
     }
+}
+
+#[test]
+fn a_v_within_k_has_the_bits_of_the_oracle() {
+    for format in KvFormat::ALL {
+        let of = |heads, head_dim| Shape::new(heads, 1, head_dim, format, format);
+        agrees(Shape { latent: Some(64), ..of(20, 96) });
+        agrees(Shape { latent: Some(32), window: Some(100), sinks: true, ..of(5, 96) });
+    }
+    let narrow = Shape::new(4, 1, 24, KvFormat::F16, KvFormat::F16);
+    agrees(Shape { latent: Some(16), ..narrow });
+    agrees(Shape { latent: Some(20), ..narrow });
 }
 
 /// Rows at the edges of blocks and pages: one, several, a tile's worth.

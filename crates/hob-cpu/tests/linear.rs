@@ -266,7 +266,7 @@ fn combinations(rows: usize, n: usize) {
             Combine::Add,
             Combine::Gated(Activation::Silu),
             Combine::Gated(Activation::GeluTanh),
-            Combine::Gated(Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 }),
+            Combine::Gated(Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0, plus_one: true }),
         ] {
             for with_bias in [false, true] {
                 let bias = with_bias.then_some(&bias[..]);

@@ -27,7 +27,7 @@ fn routes(dev: &mut dyn Compute, rule: Routing, experts: usize, logits: &[f32], 
     let scales = scaled.then(|| weight(dev, 6, WeightKind::Vector, Format::F32, 1, experts));
     let logits = buffer(dev, experts, logits);
     let out = dev.alloc(rows, 2 * rule.top_k).unwrap();
-    dev.route(&Route { logits, rows, rule, bias, scales, out }).unwrap();
+    dev.route(&Route { logits, rows, rule, bias, scales, chosen: None, out }).unwrap();
     let found = contents(dev, out, rows * 2 * rule.top_k);
     found.into_iter().map(|x| if x.is_nan() { -7.0 } else { x }).collect()
 }
@@ -95,11 +95,11 @@ fn scales_and_the_clamped_gate_by_hand() {
     let scales = Some(dev.load(&spec(4), std::sync::Arc::new(Bytes(bytes))).unwrap());
     let out = dev.alloc(1, 4).unwrap();
     let rule = Routing { normalize: Some(0.0), ..plain(2, Gating::Softmax) };
-    dev.route(&Route { logits, rows: 1, rule, bias: None, scales, out }).unwrap();
+    dev.route(&Route { logits, rows: 1, rule, bias: None, scales, chosen: None, out }).unwrap();
     let found = contents(&mut dev, out, 4);
     let expected = [1.0, 3.0, 2.0 / 3.0 * 0.5, 1.0 / 3.0 * 3.0];
     assert!(found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-6), "{found:?}");
-    let gate = Activation::ClampedSwiglu { alpha: 2.0, limit: 3.0 };
+    let gate = Activation::ClampedSwiglu { alpha: 2.0, limit: 3.0, plus_one: true };
     let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found}, {expected}");
     near(gate.gated(1.0, 0.5), 1.5 / (1.0 + (-2f32).exp()));
     // The gate is bounded above only, the value on both sides.
@@ -157,6 +157,11 @@ impl Mixture {
         [load(1, ff, dim), load(2, ff, dim), load(3, dim, ff)]
     }
 
+    /// Experts of this activation have no gate.
+    fn gated(&self) -> bool {
+        self.activation != Activation::ReluSquared
+    }
+
     fn biases(&self, dev: &mut dyn Compute) -> Option<[Weight; 3]> {
         let &Mixture { count, dim, ff, biased, .. } = self;
         let mut load = |seed, width| weight(dev, seed, WeightKind::Vector, Format::F32, 1, count * width);
@@ -174,7 +179,7 @@ impl Mixture {
         let start = contents(dev, out, self.dim);
         let out = buffer(dev, self.dim, &start.repeat(rows));
         let &Mixture { top_k, activation, .. } = self;
-        let add = true;
+        let (gate, add) = (self.gated().then_some(gate), true);
         dev.experts(&Experts {
             x,
             rows,
@@ -244,10 +249,19 @@ fn mixtures() -> Vec<Mixture> {
         ff: 64,
         top_k: 4,
         // A limit that many values reach.
-        activation: Activation::ClampedSwiglu { alpha: 1.702, limit: 0.7 },
+        activation: Activation::ClampedSwiglu { alpha: 1.702, limit: 0.7, plus_one: true },
         biased: true,
     };
-    quantised.into_iter().chain(floats).chain([clamped]).collect()
+    let gateless = [Format::Q8_0, Format::F16].map(|format| Mixture {
+        format,
+        count: 7,
+        dim: 96,
+        ff: 160,
+        top_k: 3,
+        activation: Activation::ReluSquared,
+        biased: false,
+    });
+    quantised.into_iter().chain(floats).chain([clamped]).chain(gateless).collect()
 }
 
 #[test]
@@ -385,6 +399,7 @@ impl Conv {
             form: ConvForm::Gated,
             x: bcu,
             taps: self.taps,
+            bias: None,
             state: self.state,
             seqs,
             out,
@@ -498,7 +513,7 @@ fn what_does_not_fit_is_an_error() {
                 rows,
                 routes,
                 top_k,
-                gate,
+                gate: Some(gate),
                 up,
                 down,
                 biases: None,
@@ -516,6 +531,7 @@ fn what_does_not_fit_is_an_error() {
         let (hidden, out) = (dev.alloc(3, 32)?, dev.alloc(2, 64)?);
         let (rows, top_k, activation) = (2, 2, m.activation);
         let (biases, add) = (None, true);
+        let gate = Some(gate);
         dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add })
     });
     refused("a matrix", |dev| {
@@ -526,6 +542,7 @@ fn what_does_not_fit_is_an_error() {
         let (hidden, out) = (dev.alloc(2, 32)?, dev.alloc(1, 64)?);
         let (rows, top_k, activation) = (1, 2, m.activation);
         let (biases, add) = (None, true);
+        let gate = Some(gate);
         dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add })
     });
     refused("biases of one expert less", |dev| {
@@ -536,6 +553,17 @@ fn what_does_not_fit_is_an_error() {
         let (x, routes) = (random(dev, 1, 1, 64), buffer(dev, 4, &[0.0, 1.0, 1.0, 1.0]));
         let (hidden, out) = (dev.alloc(2, 32)?, dev.alloc(1, 64)?);
         let (rows, top_k, activation, add) = (1, 2, m.activation, true);
+        let gate = Some(gate);
+        dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add })
+    });
+    refused("biases of experts without a gate", |dev| {
+        let m = mixture();
+        let [_, up, down] = m.weights(dev);
+        let mut vector = |width| weight(dev, 5, WeightKind::Vector, Format::F32, 1, width);
+        let biases = Some([vector(3 * 32), vector(3 * 32), vector(3 * 64)]);
+        let (x, routes) = (random(dev, 1, 1, 64), buffer(dev, 4, &[0.0, 1.0, 1.0, 1.0]));
+        let (hidden, out) = (dev.alloc(2, 32)?, dev.alloc(1, 64)?);
+        let (rows, top_k, activation, add, gate) = (1, 2, m.activation, true, None);
         dev.experts(&Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add })
     });
     refused("rows that make no whole experts", |dev| {
@@ -560,7 +588,7 @@ fn what_does_not_fit_is_an_error() {
     ] {
         refused("a rule that cannot be", |dev| {
             let (logits, out) = (random(dev, 1, 1, 8), dev.alloc(1, (2 * rule.top_k).max(1))?);
-            dev.route(&Route { logits, rows: 1, rule, bias: None, scales: None, out })
+            dev.route(&Route { logits, rows: 1, rule, bias: None, scales: None, chosen: None, out })
         });
     }
     for (slot, rows, what) in [(3, 1, "a slot too many"), (0, 5, "rows beyond the batch")] {
@@ -569,7 +597,8 @@ fn what_does_not_fit_is_an_error() {
             let (bcu, state) = (random(dev, 1, 4, 3 * DIM), random(dev, 2, 3, 2 * DIM));
             let out = dev.alloc(4, DIM)?;
             let seqs = [SlotRows { row: 0, rows, position: 0, slot }];
-            dev.short_conv(&ShortConv { form: ConvForm::Gated, x: bcu, taps, state, seqs: &seqs, out })
+            let (form, bias) = (ConvForm::Gated, None);
+            dev.short_conv(&ShortConv { form, x: bcu, taps, bias, state, seqs: &seqs, out })
         });
     }
 }

@@ -48,14 +48,15 @@ fn routing_experts_and_recurrences_allocate_nothing() {
             let mut step = |input: &[f32]| {
                 dev.upload(x, 0, input).unwrap();
                 dev.upload(logits, 0, &input[..rows * COUNT]).unwrap();
-                dev.route(&Route { logits, rows, rule, bias: None, scales: None, out: routes }).unwrap();
+                dev.route(&Route { logits, rows, rule, bias: None, scales: None, chosen: None, out: routes })
+                    .unwrap();
                 let (top_k, activation) = (4, Activation::Silu);
                 dev.experts(&Experts {
                     x,
                     rows,
                     routes,
                     top_k,
-                    gate,
+                    gate: Some(gate),
                     up,
                     down,
                     biases: None,
@@ -66,7 +67,8 @@ fn routing_experts_and_recurrences_allocate_nothing() {
                 })
                 .unwrap();
                 let seqs = [SlotRows { row: 0, rows, position: 5, slot: 0 }];
-                dev.short_conv(&ShortConv { form: ConvForm::Gated, x: bcu, taps, state, seqs: &seqs, out })
+                let form = ConvForm::Gated;
+                dev.short_conv(&ShortConv { form, x: bcu, taps, bias: None, state, seqs: &seqs, out })
                     .unwrap();
                 // Row by row and as a chunk.
                 for (rows, position) in [(rows, 70), (20, 0)] {

@@ -1,13 +1,13 @@
-//! Short convolutions of both forms and the gated delta rule against the oracle, bit by bit, and against themselves in
-//! other batches.
+//! Short convolutions of both forms, the gated delta rule and the selective state space against the oracle, bit by bit,
+//! and against themselves in other batches.
 
 mod common;
 
 use common::{buffer, classes, contents, cpu, same_bits, weight};
 use hob_compute::reference::Reference;
 use hob_compute::{
-    Buf, Compute, ComputeError, ConvForm, DeltaNet, DeltaShape, KeyHeads, Map, ShortConv, SlotRows, Weight,
-    WeightKind,
+    Activation, Buf, Compute, ComputeError, ConvForm, DeltaNet, DeltaShape, KeyHeads, Map, ShortConv,
+    SlotRows, SsmScan, SsmShape, Weight, WeightKind,
 };
 use hob_quant::Format;
 use hob_testkit::rng::Rng;
@@ -176,14 +176,18 @@ fn plain_convolutions_are_the_oracles() {
     for count in [2, 4] {
         let scenario = |dev: &mut dyn Compute| {
             let taps = weight(dev, 6, WeightKind::Vector, Format::F32, 1, DIM * count);
+            let bias = weight(dev, 8, WeightKind::Vector, Format::F32, 1, DIM);
             let state =
                 buffer(dev, DIM * (count - 1), &Rng::new(7).normal_vec(SLOTS * DIM * (count - 1), 1.0));
             let mut all = Vec::new();
             for (i, seqs) in batches.iter().enumerate() {
                 let x = buffer(dev, DIM, &Rng::new(i as u64).normal_vec(40 * DIM, 2.0));
                 let out = dev.alloc(40, DIM).unwrap();
-                dev.short_conv(&ShortConv { form: ConvForm::Silu, x, taps, state, seqs, out }).unwrap();
-                all.extend(contents(dev, out, 40 * DIM));
+                for bias in [None, Some(bias)] {
+                    let form = ConvForm::Silu;
+                    dev.short_conv(&ShortConv { form, x, taps, bias, state, seqs, out }).unwrap();
+                    all.extend(contents(dev, out, 40 * DIM));
+                }
                 all.extend(contents(dev, state, SLOTS * DIM * (count - 1)));
             }
             all
@@ -195,11 +199,11 @@ fn plain_convolutions_are_the_oracles() {
 #[test]
 fn gates_are_the_oracles() {
     for (rows, width) in [(1, 16), (3, 1), (70, 100), (300, 130)] {
-        for wide in [true, false] {
-            common::agree(&format!("{rows} x {width}, a gate each: {wide}"), false, |dev| {
+        for each in [1, width, if width % 5 == 0 { width / 5 } else { 1 }] {
+            common::agree(&format!("{rows} x {width}, a gate for {each}"), false, |dev| {
                 let normal = |seed, n| Rng::new(seed).normal_vec(n, 3.0);
                 let a = buffer(dev, width, &normal(1, rows * width));
-                let columns = if wide { width } else { 1 };
+                let columns = width / each;
                 let gate = buffer(dev, columns, &normal(2, rows * columns));
                 let out = buffer(dev, width, &normal(3, rows * width));
                 let mut all = Vec::new();
@@ -210,6 +214,136 @@ fn gates_are_the_oracles() {
                 all
             });
         }
+    }
+}
+
+/// A device with one layer's state space and some slots, which begin with anything.
+struct Ssm {
+    dev: Box<dyn Compute>,
+    shape: SsmShape,
+    limit: [f32; 2],
+    /// Rate, bias, skip, norm.
+    vectors: [Weight; 4],
+    state: Buf,
+}
+
+/// Rows of x, B and C, then z, then dt.
+fn ssm_inputs(seed: u64, shape: &SsmShape, rows: usize) -> [Vec<f32>; 3] {
+    let mut rng = Rng::new(seed);
+    [shape.channels(), shape.width(), shape.heads].map(|w| rng.normal_vec(rows * w, 1.0))
+}
+
+impl Ssm {
+    fn new(mut dev: impl Compute + 'static, shape: SsmShape, limit: [f32; 2]) -> Self {
+        let heads = shape.heads;
+        // From heads that forget little to heads whose state underflows.
+        let rates = (0..heads).flat_map(|h| (-0.05 - 9.0 * (h * h) as f32).to_le_bytes()).collect();
+        let (kind, format) = (WeightKind::Vector, Format::F32);
+        let spec = hob_compute::WeightSpec { name: "rate".into(), kind, format, rows: 1, cols: heads };
+        let bytes = common::Bytes { bytes: rates, mapped: true };
+        let rate = dev.load(&spec, std::sync::Arc::new(bytes)).unwrap();
+        let mut vector = |seed, len| weight(&mut dev, seed, kind, format, 1, len);
+        let vectors = [rate, vector(2, heads), vector(3, heads), vector(4, shape.width())];
+        let state = buffer(&mut dev, shape.state(), &Rng::new(7).normal_vec(SLOTS * shape.state(), 1.0));
+        Ssm { dev: Box::new(dev), shape, limit, vectors, state }
+    }
+
+    fn run(&mut self, inputs: &[Vec<f32>; 3], seqs: &[SlotRows]) -> Result<Vec<f32>, ComputeError> {
+        let &mut Ssm { shape, limit, vectors: [rate, bias, skip, norm], state, .. } = self;
+        let dev = self.dev.as_mut();
+        let rows = inputs[2].len() / shape.heads;
+        let xbc = buffer(dev, shape.channels(), &inputs[0]);
+        let (z, dt) = (buffer(dev, shape.width(), &inputs[1]), buffer(dev, shape.heads, &inputs[2]));
+        let (out, eps) = (dev.alloc(rows, shape.width())?, 1e-5);
+        dev.ssm_scan(&SsmScan { shape, xbc, z, dt, rate, bias, skip, norm, eps, limit, state, seqs, out })?;
+        Ok(contents(dev, out, rows * shape.width()))
+    }
+
+    fn state(&mut self) -> Vec<f32> {
+        contents(self.dev.as_mut(), self.state, SLOTS * self.shape.state())
+    }
+}
+
+const FREE: [f32; 2] = [0.0, f32::INFINITY];
+
+#[test]
+fn state_spaces_are_the_oracles_also_in_ragged_batches() {
+    let batches = [
+        vec![seq(0, 150, 0, 1)],
+        vec![seq(0, 1, 0, 0), seq(1, 7, 150, 1), seq(8, 20, 0, 2)],
+        vec![seq(0, 1, 1, 0), seq(1, 1, 157, 1), seq(2, 45, 20, 2)],
+        // A gap in the rows, a slot that starts anew, a sequence without rows.
+        vec![seq(1, 17, 0, 1), seq(20, 0, 3, 2), seq(21, 63, 2, 0)],
+    ];
+    let shape = |heads, head_dim, state_dim, groups| SsmShape { heads, head_dim, state_dim, groups };
+    for (shape, limit) in [
+        (shape(4, 16, 32, 2), FREE),
+        (shape(3, 48, 16, 3), [0.1, 0.7]),
+        (shape(6, 64, 128, 2), FREE),
+        (shape(7, 32, 48, 1), FREE),
+    ] {
+        let scenario = |mut dev: Ssm| {
+            let mut all = Vec::new();
+            for (i, seqs) in batches.iter().enumerate() {
+                let rows = seqs.iter().map(|s| s.row + s.rows).max().unwrap();
+                all.extend(dev.run(&ssm_inputs(i as u64, &shape, rows), seqs).unwrap());
+                all.extend(dev.state());
+            }
+            all
+        };
+        let expected = scenario(Ssm::new(Reference::new(false), shape, limit));
+        assert!(expected.iter().all(|x| x.is_finite()));
+        for isa in classes() {
+            for threads in [1, 3] {
+                let found = scenario(Ssm::new(cpu(isa, threads, false), shape, limit));
+                same_bits(&format!("{shape:?}, {isa}, {threads} threads"), &expected, &found);
+            }
+        }
+    }
+}
+
+/// Cut at multiples of a chunk: the same bits. Cut anywhere: within rounding, also row by row.
+#[test]
+fn batches_of_a_prompt_change_nothing_in_a_state_space() {
+    const ROWS: usize = 200;
+    let shape = SsmShape { heads: 4, head_dim: 32, state_dim: 64, groups: 2 };
+    let inputs = ssm_inputs(1, &shape, ROWS);
+    let widths = [shape.channels(), shape.width(), shape.heads];
+    for isa in classes() {
+        let whole = Ssm::new(cpu(isa, 2, false), shape, FREE).run(&inputs, &[seq(0, ROWS, 0, 2)]).unwrap();
+        let scale = whole.iter().fold(0f32, |m, x| m.max(x.abs()));
+        for step in [64, 128, 1, 7, 50, 199] {
+            let (mut dev, mut cut) = (Ssm::new(cpu(isa, 2, false), shape, FREE), Vec::new());
+            for at in (0..ROWS).step_by(step) {
+                let rows = step.min(ROWS - at);
+                let part = [0, 1, 2].map(|i| inputs[i][at * widths[i]..(at + rows) * widths[i]].to_vec());
+                cut.extend(dev.run(&part, &[seq(0, rows, at, 2)]).unwrap());
+            }
+            if step.is_multiple_of(DeltaNet::CHUNK) {
+                same_bits(&format!("{isa}, batches of {step}"), &whole, &cut);
+            }
+            let apart = whole.iter().zip(&cut).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(apart < 1e-5 * scale, "{isa}, batches of {step}: {apart} of {scale}");
+        }
+    }
+}
+
+#[test]
+fn activations_are_the_oracles() {
+    let clamped = Activation::ClampedSwiglu { alpha: 1.7, limit: 0.5, plus_one: true };
+    for activation in [Activation::Silu, Activation::GeluTanh, clamped, Activation::ReluSquared] {
+        common::agree(&format!("{activation:?}"), false, |dev| {
+            let mut data = Rng::new(1).normal_vec(40 * 600, 3.0);
+            data[..4].copy_from_slice(&[f32::NAN, -0.0, f32::INFINITY, f32::NEG_INFINITY]);
+            let (a, out) = (buffer(dev, 600, &data), dev.alloc(40, 600).unwrap());
+            dev.map(&Map::Activate { a, activation, out, rows: 39 }).unwrap();
+            dev.map(&Map::Activate { a, activation, out: a, rows: 2 }).unwrap();
+            let mut all = contents(dev, out, 40 * 600);
+            all.extend(contents(dev, a, 40 * 600));
+            // Which NaN it is, is not promised.
+            all.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = f32::NAN);
+            all
+        });
     }
 }
 
@@ -235,6 +369,25 @@ fn what_does_not_fit_is_an_error() {
     refused("a slot twice", fits, &[seq(0, 1, 0, 0), seq(1, 1, 0, 0)]);
     refused("rows beyond the batch", fits, &[seq(0, 5, 0, 0)]);
     refused("rows that overlap", fits, &[seq(0, 2, 0, 0), seq(1, 1, 0, 1)]);
+    let refused = |what: &str, shape: SsmShape, limit: [f32; 2], seqs: &[SlotRows]| {
+        let messages = [true, false].map(|oracle| {
+            let mut dev = match oracle {
+                true => Ssm::new(Reference::new(false), shape, limit),
+                false => Ssm::new(cpu(classes()[0], 1, false), shape, limit),
+            };
+            dev.run(&ssm_inputs(1, &shape, 4), seqs).expect_err(what).to_string()
+        });
+        assert_eq!(messages[0], messages[1], "{what}");
+    };
+    let fits = SsmShape { heads: 4, head_dim: 16, state_dim: 16, groups: 2 };
+    refused("heads in no groups", SsmShape { groups: 3, ..fits }, FREE, &[]);
+    refused("a dimension between lanes", SsmShape { head_dim: 24, ..fits }, FREE, &[]);
+    refused("a state too large", SsmShape { state_dim: 272, ..fits }, FREE, &[]);
+    refused("steps that grow the state", fits, [-1.0, 1.0], &[]);
+    refused("no step", fits, [1.0, 0.5], &[]);
+    refused("no number", fits, [0.0, f32::NAN], &[]);
+    refused("a slot too many", fits, FREE, &[seq(0, 1, 0, SLOTS)]);
+    refused("rows beyond the batch", fits, FREE, &[seq(0, 5, 0, 0)]);
     // The gate of a map is no operand of its own.
     for device in [&mut Reference::new(false) as &mut dyn Compute, &mut cpu(classes()[0], 1, false)] {
         let [a, gate] = [4, 3].map(|width| device.alloc(2, width).unwrap());

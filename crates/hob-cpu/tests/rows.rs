@@ -38,8 +38,17 @@ fn rope_of_both_pairings_whole_and_partial() {
                 let freqs: Vec<f32> =
                     (0..rotary / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / rotary as f32)).collect();
                 let freqs = buffer(dev, rotary / 2, &freqs);
-                let rope =
-                    Rope { x: q, heads, head_dim, positions: &positions, freqs, pairs, magnitude: 1.0 };
+                let rope = Rope {
+                    x: q,
+                    first: 0,
+                    back: false,
+                    heads,
+                    head_dim,
+                    positions: &positions,
+                    freqs,
+                    pairs,
+                    magnitude: 1.0,
+                };
                 dev.rope(&rope).unwrap();
                 // A second call turns further and may use the table at hand; another magnitude may not.
                 dev.rope(&rope).unwrap();
@@ -58,6 +67,8 @@ fn rope_notices_new_frequencies_in_the_same_buffer() {
         let freqs = buffer(dev, 8, &[0.5; 8]);
         let rope = Rope {
             x,
+            first: 0,
+            back: false,
             heads: 1,
             head_dim: 16,
             positions: &[7, 8],
@@ -79,8 +90,17 @@ fn rope_turns_by_the_angle() {
         let x = buffer(&mut dev, 4, &[1.0, 0.0, 0.0, 1.0]);
         let freqs = buffer(&mut dev, 2, &[0.5, 0.1]);
         let positions = &[3];
-        let rope =
-            Rope { x, heads: 1, head_dim: 4, positions, freqs, pairs: RopePairs::Half, magnitude: 2.0 };
+        let rope = Rope {
+            x,
+            first: 0,
+            back: false,
+            heads: 1,
+            head_dim: 4,
+            positions,
+            freqs,
+            pairs: RopePairs::Half,
+            magnitude: 2.0,
+        };
         dev.rope(&rope).unwrap();
         // Pairs (0, 2) by 1.5 and (1, 3) by 0.3, twice as long.
         let expected = [2.0 * 1.5f32.cos(), -2.0 * 0.3f32.sin(), 2.0 * 1.5f32.sin(), 2.0 * 0.3f32.cos()];
@@ -306,7 +326,18 @@ fn a_written_buffer_loses_its_int8_form() {
         dev.norm(&Norm { x, rows: 1, groups: 1, weight: scale, eps: 1e-5, out: x }).unwrap();
         product(dev);
         let pairs = RopePairs::Half;
-        dev.rope(&Rope { x, heads: 1, head_dim: 64, positions: &[9], freqs, pairs, magnitude: 1.0 }).unwrap();
+        dev.rope(&Rope {
+            x,
+            first: 0,
+            back: false,
+            heads: 1,
+            head_dim: 64,
+            positions: &[9],
+            freqs,
+            pairs,
+            magnitude: 1.0,
+        })
+        .unwrap();
         product(dev);
         dev.map(&Map::Add { a: x, b: other, out: x, rows: 1 }).unwrap();
         product(dev);

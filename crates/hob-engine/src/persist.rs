@@ -31,7 +31,7 @@ pub(crate) fn snapshot_stride(model: &Model) -> Option<usize> {
     if !model.info().recurrent() {
         return None;
     }
-    let small = model.info().snapshot_bytes() < model.image_bytes(0..PAGE_POSITIONS);
+    let small = model.info().snapshot_bytes(model.layout().ctx_tokens) < model.image_bytes(0..PAGE_POSITIONS);
     Some(if small { PAGE_POSITIONS } else { SNAPSHOT_POSITIONS })
 }
 
@@ -123,7 +123,7 @@ impl Keeper<'_> {
         let Some(sequence) = session.sequence else { return Ok(()) };
         let stored = session.stored.tokens >= len;
         if let Some(disk) = self.disk.filter(|_| stored && self.model.info().recurrent())
-            && disk.writer.has_room(self.model.info().snapshot_bytes(), self.wait)
+            && disk.writer.has_room(self.model.info().snapshot_bytes(len), self.wait)
         {
             let state = self.model.snapshot(self.device, sequence)?;
             let tokens = session.tokens[..len].to_vec();

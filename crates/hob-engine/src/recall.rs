@@ -175,7 +175,7 @@ impl Restore {
         // A piece is taken from its first position on; where state cannot go back there, all pieces are.
         let fits = first == reused || model.can_truncate(sequence, first).unwrap_or(false);
         let pieces: VecDeque<Piece> = wanted.filter(|p| !fits || beyond(p)).copied().collect();
-        let state_bytes = if recurrent { model.info().snapshot_bytes() as u64 } else { 0 };
+        let state_bytes = if recurrent { model.info().snapshot_bytes(target) as u64 } else { 0 };
         let bytes = pieces.iter().map(|p| p.bytes).sum::<u64>() + state_bytes;
         let states = found.snapshots.iter().map(|&(_, id)| id).collect();
         Some(Restore { pieces, target, state, states, bytes })

@@ -5,17 +5,12 @@ mod common;
 use common::*;
 use hob_compute::Compute;
 use hob_engine::*;
-use hob_gpu::{Gpu, GpuConfig, adapters};
+use hob_gpu::{Gpu, GpuConfig};
 use hob_model::ModelInfo;
 
 /// The software adapter where there is one, unless `HOB_TEST_ADAPTER` names another by its index.
 fn gpu() -> Option<Box<dyn Compute>> {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
-        return None;
-    };
+    let adapter = hob_gpu::test_adapter()?;
     let config = GpuConfig { adapter, ..GpuConfig::default() };
     Some(Box::new(Gpu::open(&config).expect("the adapter opens")))
 }

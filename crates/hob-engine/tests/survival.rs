@@ -24,9 +24,11 @@ fn engine_with(runtime: &Arc<Runtime>, file: &Arc<ModelFile>, cache: &CacheConfi
     load_with(runtime, file, roomy(1, 1024), cache)
 }
 
-/// Models whose state is of different kinds: K and V only, with biases, behind windows, recurrent in two ways.
+/// Models whose state is of different kinds: K and V only, with biases, behind windows, recurrent in two ways, a latent.
 fn models() -> Vec<(&'static str, Arc<ModelFile>)> {
-    ["llama_tied", "qwen2", "gemma3", "lfm2", "qwen3_5"].map(|name| (name, reference_model(name))).into()
+    ["llama_tied", "qwen2", "gemma3", "lfm2", "qwen3_5", "deepseek_v3", "deepseek_v4"]
+        .map(|name| (name, reference_model(name)))
+        .into()
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Budgets for JSON, applied before a parser sees it: bytes, nesting, number of values. Also the bounded reading of
 //! small companion files. It must not know what a document means.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -77,7 +78,42 @@ fn parse_document(bytes: &[u8], limits: &Limits) -> Result<serde_json::Value> {
             field: "json_values",
         });
     }
-    serde_json::from_slice(bytes).map_err(|e| invalid("the JSON document", &e))
+    let bytes = without_bare_numbers(bytes);
+    serde_json::from_slice(&bytes).map_err(|e| invalid("the JSON document", &e))
+}
+
+/// Python writes numbers that JSON does not have as bare words; they become strings.
+fn without_bare_numbers(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let mut out: Option<Vec<u8>> = None;
+    let (mut at, mut copied) = (0, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    while at < bytes.len() {
+        let byte = bytes[at];
+        let word = || WORDS.into_iter().find(|word| bytes[at..].starts_with(word.as_bytes()));
+        if in_string {
+            (escaped, in_string) = (!escaped && byte == b'\\', escaped || byte != b'"');
+        } else if byte == b'"' {
+            in_string = true;
+        } else if matches!(byte, b'-' | b'I' | b'N')
+            && let Some(word) = word()
+        {
+            let out = out.get_or_insert_default();
+            out.extend_from_slice(&bytes[copied..at]);
+            out.extend_from_slice(format!("\"{word}\"").as_bytes());
+            copied = at + word.len();
+            at = copied;
+            continue;
+        }
+        at += 1;
+    }
+    match out {
+        Some(mut out) => {
+            out.extend_from_slice(&bytes[copied..]);
+            Cow::Owned(out)
+        }
+        None => Cow::Borrowed(bytes),
+    }
 }
 
 /// Reads a text companion file within its budget; `None` if it does not exist.

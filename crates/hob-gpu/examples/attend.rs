@@ -2,18 +2,18 @@
 //! dispatches included, and bytes of K and V per second.
 //!
 //! `HOB_TEST_ADAPTER` picks the adapter. Arguments, each with commas, `-` for the default: formats, contexts, query heads,
-//! and cuts: `whole:LANES:BLOCKS` (one split) or `split:LANES:BLOCKS:WORKGROUPS`.
+//! and cuts: `short:LANES` (of contexts within a page) or `split:LANES:BLOCKS:WORKGROUPS`.
+
+mod common;
 
 use std::time::{Duration, Instant};
 
-use std::sync::Arc;
-
 use hob_compute::{
-    Attend, AttendNew, Buf, ByteSource, Compute, HeadNorm, PAGE_POSITIONS, Page, PageSpec, Pool, RopePairs,
-    Rotation, SeqRows, Weight, WeightKind, WeightSpec,
+    Attend, AttendNew, Buf, Compute, HeadNorm, PAGE_POSITIONS, Page, PageSpec, Pool, RopePairs, Rotation,
+    SeqRows, Weight,
 };
 use hob_gpu::{AttentionRule, Gpu, GpuConfig};
-use hob_quant::{Format, KvFormat};
+use hob_quant::KvFormat;
 
 /// Milliseconds until the clocks are warm, and of timing.
 const WARM: u64 = 100;
@@ -44,24 +44,11 @@ struct Bench {
     context: usize,
 }
 
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
 impl Bench {
     fn new(mut dev: Gpu, heads: usize, (k, v): (KvFormat, KvFormat), context: usize) -> Fallible<Bench> {
-        let spec = PageSpec { kv_heads: KV_HEADS, head_dim: HEAD_DIM, k, v, first: false };
+        let spec = PageSpec { kv_heads: KV_HEADS, head_dim: HEAD_DIM, k, v, first: false, latent: None };
         let pages = context.div_ceil(PAGE_POSITIONS);
         let most = list(5, &[64], |text| text.parse().ok())[0];
         let count = AROUND.div_ceil(spec.page_bytes() * pages).clamp(1, most);
@@ -96,15 +83,7 @@ impl Bench {
         let freq = |i: usize| 10000f32.powf(-(i as f32) / 64.0);
         dev.upload(freqs, 0, &(0..HEAD_DIM / 2).map(freq).collect::<Vec<_>>())?;
         let first = first.unwrap_or(layers[0].pool);
-        let spec_of_norm = WeightSpec {
-            name: "norm".into(),
-            kind: WeightKind::Vector,
-            format: Format::F32,
-            rows: 1,
-            cols: HEAD_DIM,
-        };
-        let ones: Vec<u8> = (0..HEAD_DIM).flat_map(|_| 1f32.to_le_bytes()).collect();
-        let weight = dev.load(&spec_of_norm, Arc::new(Bytes(ones)))?;
+        let weight = common::vector(&mut dev, 1.0, HEAD_DIM)?;
         let warm = [dev.alloc(4096, 4096)?, dev.alloc(4096, 4096)?, dev.alloc(4096, 4096)?];
         let mut bench = Bench { dev, heads, spec, layers, first, q, k, v, out, freqs, weight, warm, context };
         bench.fill()?;
@@ -230,18 +209,13 @@ fn cut(text: &str) -> Option<AttentionRule> {
     let (name, usual) = (words.next()?, AttentionRule::default());
     let numbers: Vec<usize> = words.map_while(|word| word.parse().ok()).collect();
     match (name, &numbers[..]) {
-        ("whole", [whole_lanes, whole_blocks]) => Some(AttentionRule {
-            whole_lanes: *whole_lanes,
-            whole_blocks: *whole_blocks,
-            most_whole: usize::MAX,
-            ..usual
-        }),
+        ("short", [short_lanes]) => Some(AttentionRule { short_lanes: *short_lanes, ..usual }),
         ("split", [lanes, blocks, workgroups]) => Some(AttentionRule {
             lanes: *lanes,
             blocks: *blocks,
             packed_blocks: *blocks,
             workgroups: *workgroups,
-            most_whole: 0,
+            most_short: 0,
             ..usual
         }),
         _ => None,
@@ -249,7 +223,7 @@ fn cut(text: &str) -> Option<AttentionRule> {
 }
 
 fn main() -> Fallible<()> {
-    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let adapter = common::adapter();
     let formats = list(1, &[KvFormat::F16, KvFormat::Q8, KvFormat::Q4], |text| text.parse().ok());
     let contexts = list(2, &[1, 128, 512, 1024, 4096, 32768, 131072], |text| text.parse().ok());
     let heads = list(3, &[32, 64], |text| text.parse().ok());

@@ -3,15 +3,13 @@
 //!
 //! `HOB_TEST_ADAPTER` picks the adapter. Arguments: seconds per measurement, rows of prompts.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 
-use hob_compute::{
-    Buf, ByteSource, Compute, DeltaNet, DeltaShape, KeyHeads, SlotRows, Weight, WeightKind, WeightSpec,
-};
+use hob_compute::{Buf, Compute, DeltaNet, DeltaShape, KeyHeads, SlotRows, Weight};
 use hob_gpu::{Gpu, GpuConfig};
-use hob_quant::Format;
 
 const SHAPE: DeltaShape =
     DeltaShape { key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128, sharing: KeyHeads::Tiled };
@@ -19,20 +17,6 @@ const LAYERS: usize = 30;
 const SLOTS: usize = 16;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// One value, over and over.
-struct Same(f32, u64);
-
-impl ByteSource for Same {
-    fn len(&self) -> u64 {
-        self.1
-    }
-
-    fn read_at(&self, _: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.as_chunks_mut::<4>().0.iter_mut().for_each(|b| *b = self.0.to_le_bytes());
-        Ok(())
-    }
-}
 
 struct Bench {
     dev: Gpu,
@@ -47,9 +31,7 @@ impl Bench {
         let heads = SHAPE.value_heads;
         let mut vectors = Vec::new();
         for (value, cols) in [(-0.1, heads), (-1.0, heads), (1.0, SHAPE.value_dim)] {
-            let (kind, format) = (WeightKind::Vector, Format::F32);
-            let spec = WeightSpec { name: "vector".into(), kind, format, rows: 1, cols };
-            vectors.push(dev.load(&spec, Arc::new(Same(value, 4 * cols as u64)))?);
+            vectors.push(common::vector(&mut dev, value, cols)?);
         }
         let mut bufs = Vec::new();
         for width in [SHAPE.channels(), SHAPE.width(), heads, heads, SHAPE.width()] {
@@ -121,7 +103,7 @@ fn main() -> Fallible<()> {
         Some(list) => list.split(',').map(str::parse).collect::<Result<_, _>>()?,
         None => vec![64, 512, 2048, 4096],
     };
-    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let adapter = common::adapter();
     let dev = Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() })?;
     println!("{}", dev.facts().name);
     let most = prompts.iter().copied().max().unwrap_or(64).max(SLOTS);

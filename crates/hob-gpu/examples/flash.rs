@@ -2,6 +2,8 @@
 //! that `HOB_TEST_ADAPTER` names (0). It prints causal TFLOP/s: four operations for every dimension, head and pair of
 //! positions of which one sees the other.
 
+mod common;
+
 use std::time::{Duration, Instant};
 
 use hob_compute::{Attend, Buf, Compute, PAGE_POSITIONS, Page, PageSpec, Result, SeqRows};
@@ -29,6 +31,7 @@ fn shape(text: &str) -> Option<Shape> {
         k: format,
         v: format,
         first: false,
+        latent: None,
     };
     Some(Shape {
         heads: heads.parse().ok()?,
@@ -176,7 +179,7 @@ impl Bench {
 }
 
 fn main() -> Result<()> {
-    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let adapter = common::adapter();
     let mut gpu = Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() })?;
     println!("{}", gpu.info().adapter);
     for text in std::env::args().skip(1) {

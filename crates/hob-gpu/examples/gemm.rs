@@ -5,12 +5,11 @@
 //! The adapter is `HOB_TEST_ADAPTER` or the first. Weights are rotated over more than 200 MB so that no cache serves
 //! them; the clocks are warm; a time is the best of three runs of many calls between two waits.
 
-use std::sync::Arc;
+mod common;
+
 use std::time::Instant;
 
-use hob_compute::{
-    Activation, Buf, ByteSource, Combine, Compute, Linear, Product, Result, Weight, WeightKind, WeightSpec,
-};
+use hob_compute::{Activation, Buf, Combine, Compute, Linear, Product, Result, Weight};
 use hob_gpu::{Gpu, GpuConfig};
 use hob_quant::Format;
 
@@ -19,28 +18,6 @@ const ROTATED: u64 = 200 << 20;
 /// Seconds of the same work before it is timed, and of a timed run.
 const WARM: f64 = 0.4;
 const RUN: f64 = 0.15;
-
-/// Any codes under scales that are numbers.
-struct Random {
-    bytes: u64,
-}
-
-impl ByteSource for Random {
-    fn len(&self) -> u64 {
-        self.bytes
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let mut state = (offset + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        for bytes in buf.chunks_mut(4) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // Bits 14 and 6 clear: an f16 here is below 2.
-            let word = (state >> 32) as u32 & 0xBFBF_BFBF;
-            bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
-        }
-        Ok(())
-    }
-}
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -100,10 +77,9 @@ fn contents(gpu: &mut Gpu, weights: &[Weight], rows: usize, shape: Shape) -> Res
 
 fn load(gpu: &mut Gpu, format: Format, shape: Shape, count: u64) -> Result<Vec<Weight>> {
     let Shape { outputs, inputs, .. } = shape;
-    let spec = WeightSpec { name: "w".into(), kind: WeightKind::Matrix, format, rows: outputs, cols: inputs };
-    let bytes = spec.file_bytes().unwrap_or(u64::MAX);
+    let bytes = (outputs * format.row_bytes(inputs).expect("whole blocks")) as u64;
     let count = if count > 0 { count } else { ROTATED.div_ceil(bytes).max(2).next_multiple_of(2) };
-    (0..count).map(|_| gpu.load(&spec, Arc::new(Random { bytes }))).collect()
+    (0..count).map(|_| common::matrix(gpu, format, outputs, inputs)).collect()
 }
 
 /// Rows that are compared with the plain kernel.
@@ -161,7 +137,7 @@ fn main() -> Result<()> {
     let shapes = "4096x4096,12288x4096g,4096x12288,8192x8192,28672x8192g,8192x28672";
     let shapes = list(args.next(), shapes, Shape::parse);
     let rows: Vec<usize> = list(args.next(), "32,64,128,512,1024,2048", |t| t.parse().ok());
-    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let adapter = common::adapter();
     let mut gpu = Gpu::open(&GpuConfig { adapter, ..Default::default() })?;
     let mut plain = Gpu::open(&GpuConfig { adapter, exact: true, ..Default::default() })?;
     println!("{}", gpu.info().adapter);

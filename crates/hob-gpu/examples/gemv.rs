@@ -9,36 +9,13 @@
 //! cut's result is compared with that of the rule. Weights are rotated over `rotated=` MB (300) so that no cache serves
 //! them; a time is that of many calls between two waits, pauses between dispatches included.
 
-use std::sync::Arc;
+mod common;
+
 use std::time::Instant;
 
-use hob_compute::{
-    Activation, Buf, ByteSource, Combine, Compute, Linear, Product, Result, Weight, WeightKind, WeightSpec,
-};
+use hob_compute::{Activation, Buf, Combine, Compute, Linear, Product, Result, Weight, WeightKind};
 use hob_gpu::{FewCut, Gpu, GpuConfig};
 use hob_quant::Format;
-
-/// Any codes under scales that are numbers.
-struct Random {
-    bytes: u64,
-}
-
-impl ByteSource for Random {
-    fn len(&self) -> u64 {
-        self.bytes
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let mut state = (offset + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        for bytes in buf.chunks_mut(4) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // Bits 14 and 6 clear: an f16 here is below 2.
-            let word = (state >> 32) as u32 & 0xBFBF_BFBF;
-            bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
-        }
-        Ok(())
-    }
-}
 
 /// Products of one call.
 #[derive(Clone)]
@@ -85,12 +62,6 @@ struct Loaded {
     outs: Vec<Buf>,
 }
 
-fn weight(gpu: &mut Gpu, format: Format, rows: usize, cols: usize) -> Result<(Weight, u64)> {
-    let spec = WeightSpec { name: "w".into(), kind: WeightKind::Matrix, format, rows, cols };
-    let bytes = spec.file_bytes().unwrap_or(u64::MAX);
-    Ok((gpu.load(&spec, Arc::new(Random { bytes }))?, bytes))
-}
-
 impl Loaded {
     fn new(gpu: &mut Gpu, format: Format, shape: &Shape, rotated: u64) -> Result<Loaded> {
         let x = gpu.alloc(16, shape.cols)?;
@@ -104,7 +75,7 @@ impl Loaded {
             let mut set = Vec::new();
             loaded.bytes = 0;
             for &height in &shape.heights {
-                let (weight, bytes) = weight(gpu, format, height, shape.cols)?;
+                let (weight, bytes) = common::noise(gpu, WeightKind::Matrix, format, height, shape.cols)?;
                 set.push(weight);
                 loaded.bytes += bytes;
             }
@@ -113,7 +84,7 @@ impl Loaded {
         }
         if shape.read {
             // A reader of the output, so that it has an int8 form to be written.
-            let (reader, _) = weight(gpu, Format::Q4_0, 32, shape.heights[0])?;
+            let reader = common::matrix(gpu, Format::Q4_0, 32, shape.heights[0])?;
             let out = gpu.alloc(16, 32)?;
             let products = [Product { weight: reader, bias: None, out }];
             let x = loaded.outs[0];
@@ -307,7 +278,7 @@ fn main() -> Result<()> {
     let shapes = args.list("shapes", "28672x8192,8192x8192,4096x4096", Shape::parse);
     let (columns, cuts) = (args.numbers("columns", "1,2,4,8,16"), args.cuts());
     let rotated = (args.numbers("rotated", "300")[0] as u64) << 20;
-    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let adapter = common::adapter();
     let start = Instant::now();
     let mut gpu = Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() })?;
     let compiles = args.numbers("compile", "0")[0] == 1;

@@ -1,14 +1,16 @@
 //! Time of whole decode layers, verb by verb as a model records them: what each dispatch takes and what lies between.
 //!
-//! `layer [SHAPE,.. [FORMAT,.. [ROWS,.. [POSITION,.. [KV,.. [apart]]]]]]`; a shape is `8b`, `70b` or
+//! `layer [SHAPE,.. [FORMAT,.. [ROWS,.. [POSITION,.. [KV,.. [WORD,..]]]]]]`; a shape is `8b`, `70b` or
 //! `DIMxFFNxHEADSxKV_HEADS`, the adapter `HOB_TEST_ADAPTER` or the first. Layers take turns over more than 400 MB, so that no
-//! cache serves weights. `apart` keeps every norm a dispatch of its own.
+//! cache serves weights. Words: `apart` keeps every norm a dispatch of its own; `steps` measures whole steps instead, with
+//! embedding, all layers of the shape, head and pick, recorded ahead as an engine does; `steps:N` those of N layers.
 
-use std::sync::Arc;
+mod common;
+
 use std::time::Instant;
 
 use hob_compute::*;
-use hob_gpu::{Gpu, GpuConfig};
+use hob_gpu::{AttentionRule, Gpu, GpuConfig};
 use hob_quant::{Format, KvFormat};
 
 /// Bytes over which layers take turns.
@@ -16,40 +18,6 @@ const ROTATED: u64 = 400 << 20;
 const HEAD_DIM: usize = 128;
 
 type Fallible<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-/// Any codes under scales that are numbers.
-struct Random(u64);
-
-impl ByteSource for Random {
-    fn len(&self) -> u64 {
-        self.0
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let mut state = (offset + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        for bytes in buf.chunks_mut(4) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // Bits 14, 13 and 6, 5 clear: an f16 here is below 2^-7.
-            let word = (state >> 32) as u32 & 0x9F9F_9F9F;
-            bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
-        }
-        Ok(())
-    }
-}
-
-/// 1, in f32.
-struct Ones(u64);
-
-impl ByteSource for Ones {
-    fn len(&self) -> u64 {
-        self.0
-    }
-
-    fn read_at(&self, _offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.chunks_mut(4).for_each(|b| b.copy_from_slice(&1f32.to_le_bytes()));
-        Ok(())
-    }
-}
 
 #[derive(Copy, Clone)]
 struct Shape {
@@ -59,17 +27,19 @@ struct Shape {
     kv_heads: usize,
     /// Whether heads are normed.
     qk_norm: bool,
+    layers: usize,
+    vocab: usize,
 }
 
 impl Shape {
     fn parse(text: &str) -> Option<Shape> {
-        let (numbers, qk_norm) = match text {
-            "8b" => (vec![4096, 12288, 32, 8], true),
-            "70b" => (vec![8192, 28672, 64, 8], false),
-            _ => (text.split('x').map(|n| n.parse().ok()).collect::<Option<Vec<_>>>()?, false),
+        let (numbers, qk_norm, layers, vocab) = match text {
+            "8b" => (vec![4096, 12288, 32, 8], true, 36, 151_936),
+            "70b" => (vec![8192, 28672, 64, 8], false, 80, 128_256),
+            _ => (text.split('x').map(|n| n.parse().ok()).collect::<Option<Vec<_>>>()?, false, 8, 32_768),
         };
         let [dim, ffn, heads, kv_heads] = numbers[..] else { return None };
-        Some(Shape { dim, ffn, heads, kv_heads, qk_norm })
+        Some(Shape { dim, ffn, heads, kv_heads, qk_norm, layers, vocab })
     }
 
     fn bytes(&self, format: Format) -> u64 {
@@ -100,6 +70,27 @@ struct Bufs {
     freqs: Buf,
 }
 
+/// What a step has besides layers.
+struct Ends {
+    table: Weight,
+    norm: Weight,
+    head: Weight,
+    logits: Buf,
+}
+
+/// What to measure.
+#[derive(Copy, Clone)]
+struct Case {
+    shape: Shape,
+    format: Format,
+    rows: usize,
+    position: usize,
+    kv: KvFormat,
+    apart: bool,
+    /// Layers of whole steps.
+    steps: Option<usize>,
+}
+
 struct Bench {
     dev: Gpu,
     shape: Shape,
@@ -108,35 +99,21 @@ struct Bench {
     layers: Vec<Layer>,
     bufs: Bufs,
     apart: bool,
-}
-
-fn load(dev: &mut Gpu, kind: WeightKind, format: Format, rows: usize, cols: usize) -> Fallible<Weight> {
-    let spec = WeightSpec { name: "w".into(), kind, format, rows, cols };
-    let bytes = spec.file_bytes().ok_or("whole blocks")?;
-    let source: Arc<dyn ByteSource> = match kind {
-        WeightKind::Vector => Arc::new(Ones(bytes)),
-        _ => Arc::new(Random(bytes)),
-    };
-    Ok(dev.load(&spec, source)?)
+    ends: Option<Ends>,
 }
 
 impl Bench {
-    fn new(
-        mut dev: Gpu,
-        shape: Shape,
-        format: Format,
-        (rows, position, kv): (usize, usize, KvFormat),
-        apart: bool,
-    ) -> Fallible<Bench> {
+    fn new(mut dev: Gpu, case: &Case) -> Fallible<Bench> {
+        let &Case { shape, format, rows, position, apart, steps, .. } = case;
         let Shape { dim, ffn, heads, kv_heads, .. } = shape;
         let (wide, narrow) = (heads * HEAD_DIM, kv_heads * HEAD_DIM);
-        let count = ROTATED.div_ceil(shape.bytes(format)).clamp(2, 64) as usize;
+        let count = steps.unwrap_or(ROTATED.div_ceil(shape.bytes(format)).clamp(2, 64) as usize);
         let mut layers = Vec::new();
         for _ in 0..count {
-            let pages = pages(&mut dev, kv_heads, kv, rows, position)?;
-            let mut vector = |cols| load(&mut dev, WeightKind::Vector, Format::F32, 1, cols);
+            let pages = pages(&mut dev, case)?;
+            let mut vector = |cols| common::vector(&mut dev, 1.0, cols);
             let (norms, head_norms) = ([vector(dim)?, vector(dim)?], [vector(HEAD_DIM)?, vector(HEAD_DIM)?]);
-            let mut matrix = |rows, cols| load(&mut dev, WeightKind::Matrix, format, rows, cols);
+            let mut matrix = |rows, cols| common::matrix(&mut dev, format, rows, cols);
             let matrices = [
                 matrix(wide, dim)?,
                 matrix(narrow, dim)?,
@@ -154,12 +131,26 @@ impl Bench {
         let freq = |i: usize| 10000f32.powf(-(i as f32) / 64.0);
         dev.upload(freqs, 0, &(0..HEAD_DIM / 2).map(freq).collect::<Vec<_>>())?;
         let bufs = Bufs { x, normed, q, k, v, mixed, hidden, freqs };
-        let mut bench = Bench { dev, shape, rows, position, layers, bufs, apart };
+        let ends = steps.map(|_| Bench::ends(&mut dev, case)).transpose()?;
+        let mut bench = Bench { dev, shape, rows, position, layers, bufs, apart, ends };
         bench.begin()?;
         bench.dev.rehearse(true);
-        (0..2).try_for_each(|_| bench.run(count))?;
+        match steps {
+            Some(_) => (0..2).try_for_each(|_| bench.step(Token::Host(1)).map(drop))?,
+            None => (0..2).try_for_each(|_| bench.run(count))?,
+        }
         bench.dev.rehearse(false);
         Ok(bench)
+    }
+
+    fn ends(dev: &mut Gpu, case: &Case) -> Fallible<Ends> {
+        let &Case { shape: Shape { dim, vocab, .. }, format, rows, .. } = case;
+        Ok(Ends {
+            table: common::noise(dev, WeightKind::Table, format, vocab, dim)?.0,
+            norm: common::vector(dev, 1.0, dim)?,
+            head: common::matrix(dev, format, vocab, dim)?,
+            logits: dev.alloc(rows, vocab)?,
+        })
     }
 
     /// A residual stream to begin with; repeated layers must not overflow it.
@@ -228,6 +219,90 @@ impl Bench {
         self.linear(hidden, &[(down, x)], Combine::Add)
     }
 
+    /// Records a whole step: when it was begun, when all was recorded, and what to wait for.
+    fn step(&mut self, token: Token) -> Fallible<(Instant, Instant, Ticket)> {
+        let start = Instant::now();
+        let Some(Ends { table, norm, head, logits }) = self.ends else { return Err("no ends".into()) };
+        let (rows, Bufs { x, normed, .. }) = (self.rows, self.bufs);
+        self.dev.embed(&Embed { table, tokens: &vec![token; rows], out: x, scale: 1.0 })?;
+        self.run(self.layers.len())?;
+        self.norm(norm)?;
+        self.linear(normed, &[(head, logits)], Combine::Store)?;
+        self.dev.pick(&Pick { logits, rows, k: 1, draws: &[] })?;
+        let recorded = Instant::now();
+        Ok((start, recorded, self.dev.submit()?))
+    }
+
+    /// `count` steps, `ahead` of them recorded before the first is waited for; seconds of all, of recording and of
+    /// submitting, without what the stream submitted in between.
+    fn steps(&mut self, count: usize, ahead: usize) -> Fallible<[f64; 3]> {
+        let (begin, mut picked) = (Instant::now(), Picked::default());
+        let (mut times, mut waiting) = ([0.0; 3], std::collections::VecDeque::new());
+        for i in 0..count {
+            let (start, recorded, ticket) =
+                self.step(if i > 0 { Token::Device(0) } else { Token::Host(1) })?;
+            times[1] += (recorded - start).as_secs_f64();
+            times[2] += recorded.elapsed().as_secs_f64();
+            waiting.push_back(ticket);
+            if waiting.len() > ahead {
+                self.dev.picked(waiting.pop_front().expect("some wait"), &mut picked)?;
+            }
+        }
+        waiting.into_iter().try_for_each(|ticket| self.dev.picked(ticket, &mut picked))?;
+        times[0] = begin.elapsed().as_secs_f64();
+        Ok(times)
+    }
+
+    fn report_steps(&mut self) -> Fallible<()> {
+        let warm = Instant::now();
+        while warm.elapsed().as_secs_f64() < 0.5 {
+            self.steps(8, 1)?;
+        }
+        println!();
+        for ahead in [0, 1, 2, 1] {
+            let before = self.dev.counters();
+            let count = 32;
+            let ms = self.steps(count, ahead)?.map(|seconds| seconds / count as f64 * 1e3);
+            let after = self.dev.counters();
+            let each = |n: u64| n as f64 / count as f64;
+            println!(
+                "  {ahead} ahead: {:.3} ms a step ({:.1} tok/s); host: {:.3} recording, {:.3} submitting; {:.0} dispatches, {:.1} submits",
+                ms[0],
+                1e3 / ms[0],
+                ms[1],
+                ms[2],
+                each(after.dispatches - before.dispatches),
+                each(after.submits - before.submits),
+            );
+        }
+        if !self.dev.profile(true) {
+            return Ok(());
+        }
+        let mut spans = Vec::new();
+        self.steps(3, 1)?;
+        self.dev.take_spans(&mut spans);
+        self.dev.profile(false);
+        // The last step: what stands out, and sums.
+        let spans = &spans[spans.len() * 2 / 3..];
+        let (mut by, mut gaps) = (std::collections::BTreeMap::<String, (f64, usize)>::new(), Vec::new());
+        for (i, span) in spans.iter().enumerate() {
+            let entry =
+                by.entry(format!("{} {} {} kB", span.verb, span.detail, span.bytes >> 10)).or_default();
+            *entry = (entry.0 + span.nanos as f64 / 1e3, entry.1 + 1);
+            if i > 0 {
+                let gap = span.start_nanos as f64 - (spans[i - 1].start_nanos + spans[i - 1].nanos) as f64;
+                gaps.push((gap / 1e3, i));
+            }
+        }
+        by.iter()
+            .for_each(|(name, (us, count))| println!("  {name}: {count} x {:.1} us", us / *count as f64));
+        gaps.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let all: f64 = gaps.iter().map(|gap| gap.0).sum();
+        let largest: Vec<_> = gaps.iter().take(8).map(|(us, at)| format!("{us:.1} before {at}")).collect();
+        println!("  gaps {all:.0} us in all; {}", largest.join(", "));
+        Ok(())
+    }
+
     /// Seconds of `count` layers, from the first call to the last result.
     fn time(&mut self, count: usize) -> Fallible<f64> {
         self.begin()?;
@@ -280,15 +355,10 @@ impl Bench {
     }
 }
 
-/// Pages for `rows` sequences that are at `position`.
-fn pages(
-    dev: &mut Gpu,
-    kv_heads: usize,
-    kv: KvFormat,
-    rows: usize,
-    position: usize,
-) -> Fallible<Vec<Vec<Page>>> {
-    let spec = PageSpec { kv_heads, head_dim: HEAD_DIM, k: kv, v: kv, first: false };
+/// Pages for the sequences of a case.
+fn pages(dev: &mut Gpu, case: &Case) -> Fallible<Vec<Vec<Page>>> {
+    let &Case { shape: Shape { kv_heads, .. }, rows, position, kv, .. } = case;
+    let spec = PageSpec { kv_heads, head_dim: HEAD_DIM, k: kv, v: kv, first: false, latent: None };
     let count = position / PAGE_POSITIONS + 1;
     let pool = dev.alloc_pages(&spec, rows * count)?;
     let first = if spec.has_first() { Some(dev.alloc_pages(&spec.of_page(0), rows)?) } else { None };
@@ -311,8 +381,9 @@ fn main() -> Fallible<()> {
     let rows: Vec<usize> = list(args.next(), "1", |t| t.parse().ok())?;
     let positions: Vec<usize> = list(args.next(), "512", |t| t.parse().ok())?;
     let kvs: Vec<KvFormat> = list(args.next(), "f16", |t| t.parse().ok())?;
-    let apart = args.next().is_some_and(|a| a == "apart");
-    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let words = args.next().unwrap_or_default();
+    let word = |name: &str| words.split(',').find_map(|w| w.strip_prefix(name));
+    let adapter = common::adapter();
     for (name, shape) in &shapes {
         for &format in &formats {
             for &rows in &rows {
@@ -320,7 +391,16 @@ fn main() -> Fallible<()> {
                     let dev = Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() })?;
                     let megabytes = shape.bytes(format) as f64 / 1e6;
                     print!("{name} {format} ({megabytes:.0} MB), {rows} rows at {position}, K and V {kv}: ");
-                    Bench::new(dev, *shape, format, (rows, position, kv), apart)?.report()?;
+                    let steps = word("steps").map(|n| n.strip_prefix(':').and_then(|n| n.parse().ok()));
+                    let steps = steps.map(|n| n.unwrap_or(shape.layers));
+                    let apart = word("apart").is_some();
+                    let case = Case { shape: *shape, format, rows, position, kv, apart, steps };
+                    let mut dev = dev;
+                    if let Some(cut) = word("short:") {
+                        dev.tune_attention(AttentionRule { short_lanes: cut.parse()?, ..Default::default() });
+                    }
+                    let mut bench = Bench::new(dev, &case)?;
+                    if steps.is_some() { bench.report_steps()? } else { bench.report()? }
                 }
             }
         }

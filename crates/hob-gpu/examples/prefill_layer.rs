@@ -4,8 +4,9 @@
 //! Prints milliseconds of a layer for the whole prompt: as one run between two waits, then by kernel from timestamps
 //! (which keep dispatches apart, so that their sum is more). The adapter is `HOB_TEST_ADAPTER` or the first.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use hob_compute::*;
@@ -16,26 +17,6 @@ use hob_quant::{Format, KvFormat};
 const WARM: f64 = 0.4;
 /// Layers with weights of their own.
 const LAYERS: usize = 2;
-
-/// Any codes under scales that are small numbers.
-struct Random(u64);
-
-impl ByteSource for Random {
-    fn len(&self) -> u64 {
-        self.0
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let mut state = (offset + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        for bytes in buf.chunks_mut(4) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // An f16 here is below 2^-7.
-            let word = (state >> 32) as u32 & 0x9FBF_9FBF;
-            bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
-        }
-        Ok(())
-    }
-}
 
 #[derive(Copy, Clone)]
 struct Shape {
@@ -86,10 +67,7 @@ struct Model {
 }
 
 fn weight(gpu: &mut Gpu, format: Format, rows: usize, cols: usize) -> Result<Weight> {
-    let kind = if rows == 1 { WeightKind::Vector } else { WeightKind::Matrix };
-    let spec = WeightSpec { name: "w".into(), kind, format, rows, cols };
-    let bytes = spec.file_bytes().unwrap_or(0);
-    gpu.load(&spec, Arc::new(Random(bytes)))
+    if rows == 1 { common::vector(gpu, 1.0, cols) } else { common::matrix(gpu, format, rows, cols) }
 }
 
 impl Layer {
@@ -126,7 +104,7 @@ impl Model {
     ) -> Result<Model> {
         let Shape { dim, ffn, heads, kv_heads, head_dim, .. } = shape;
         let layers = (0..LAYERS).map(|_| Layer::new(gpu, &shape, format)).collect::<Result<_>>()?;
-        let spec = PageSpec { kv_heads, head_dim, k: kv, v: kv, first: false };
+        let spec = PageSpec { kv_heads, head_dim, k: kv, v: kv, first: false, latent: None };
         let count = tokens.div_ceil(PAGE_POSITIONS);
         let rest = gpu.alloc_pages(&spec, count)?;
         let mut pages: Vec<Page> = (0..count as u32).map(|index| Page { pool: rest, index }).collect();
@@ -281,7 +259,7 @@ fn main() -> Result<()> {
     let arg = |i: usize, default: &str| args.get(i).map_or(default, String::as_str).to_string();
     let tokens: usize = arg(4, "4096").parse().expect("a number of tokens");
     let kv: KvFormat = arg(3, "f16").parse().expect("a format of K and V");
-    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let adapter = common::adapter();
     let mut gpu = Gpu::open(&GpuConfig { adapter, ..Default::default() })?;
     println!("{}", gpu.info().adapter);
     for name in arg(0, "8b,70b").split(',') {

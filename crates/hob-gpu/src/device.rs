@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::pages::Pages;
 use crate::stream::{BufferId, Fetch, Stream};
 use crate::verb::attend::Splits;
+use crate::verb::compressed::select::Scores;
 use crate::verb::delta::chunked::Tables;
 use crate::verb::experts::many::Grouping;
 use crate::verb::fold::Held;
@@ -49,12 +50,14 @@ pub struct Gpu {
     pub(crate) picks: Picks,
     pub(crate) grouping: Grouping,
     pub(crate) delta: Tables,
+    pub(crate) entry_scores: Scores,
     /// Arguments on their way to the stream, reused.
     pub(crate) words: Vec<u32>,
     /// Bound in the place of pools that a call has no pages of.
     pub(crate) stand_ins: Option<[BufferId; 2]>,
     cache: Option<Cache>,
     pub(crate) splits: Splits,
+    pub(crate) turned: crate::verb::attend::Turned,
     pub(crate) few_cuts: Cuts,
 }
 
@@ -87,10 +90,12 @@ impl Gpu {
             picks: Picks::default(),
             grouping: Grouping::default(),
             delta: Tables::default(),
+            entry_scores: Scores::default(),
             words: Vec::new(),
             stand_ins: None,
             cache,
             splits: Splits::default(),
+            turned: crate::verb::attend::Turned::default(),
             few_cuts: Cuts::default(),
         })
     }
@@ -279,6 +284,11 @@ impl Compute for Gpu {
         if self.hold(args)? { Ok(()) } else { self.run_linear(args, None) }
     }
 
+    fn heads(&mut self, args: &Heads) -> Result<()> {
+        self.enter("heads", &[args.x], &[args.out])?;
+        self.run_heads(args)
+    }
+
     fn rope(&mut self, args: &Rope) -> Result<()> {
         self.enter("rope", &[args.x, args.freqs], &[])?;
         self.run_rope(args)
@@ -301,17 +311,29 @@ impl Compute for Gpu {
         self.run_attend_new(args)
     }
 
+    fn latent_rows(&mut self, args: &LatentRows) -> Result<()> {
+        let &LatentRows { wide, rotated, latent, key, q, k, .. } = args;
+        let freqs = args.rotation.map_or(key, |rotation| rotation.freqs);
+        self.enter("latent_rows", &[wide, rotated, latent, key, freqs], &[q, k])?;
+        self.run_latent_rows(args)
+    }
+
     fn map(&mut self, args: &Map) -> Result<()> {
         match *args {
             Map::Add { a, b, out, .. } => self.enter("map", &[a, b], &[out])?,
-            Map::Scale { a, out, .. } | Map::Softcap { a, out, .. } | Map::CopyRow { a, out, .. } => {
+            Map::Scale { a, out, .. }
+            | Map::Softcap { a, out, .. }
+            | Map::Activate { a, out, .. }
+            | Map::CopyRow { a, out, .. } => {
                 self.enter("map", &[a], &[out])?;
             }
             Map::SigmoidGate { a, gate, out, add, .. } => {
                 let reads = [a, gate, out];
                 self.enter("map", if add { &reads } else { &reads[..2] }, &[out])?;
             }
-            Map::Gate { a, b, out, .. } => self.enter("map", &[a, b], &[out])?,
+            Map::Gate { a, b, out, .. } | Map::Join { a, b, out, .. } => {
+                self.enter("map", &[a, b], &[out])?
+            }
         }
         self.run_map(args)
     }
@@ -322,7 +344,8 @@ impl Compute for Gpu {
     }
 
     fn route(&mut self, args: &Route) -> Result<()> {
-        self.enter("route", &[args.logits], &[args.out])?;
+        let reads = [args.logits, args.chosen.unwrap_or(args.logits)];
+        self.enter("route", &reads, &[args.out])?;
         self.run_route(args)
     }
 
@@ -340,6 +363,41 @@ impl Compute for Gpu {
         let DeltaNet { qkv, z, beta, decay, state, out, .. } = *args;
         self.enter("delta_net", &[qkv, z, beta, decay, state], &[out])?;
         self.run_delta_net(args)
+    }
+
+    fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
+        let SsmScan { xbc, z, dt, state, out, .. } = *args;
+        self.enter("ssm_scan", &[xbc, z, dt, state], &[out])?;
+        self.run_ssm_scan(args)
+    }
+
+    fn hyper_mix(&mut self, args: &HyperMix) -> Result<()> {
+        let reads = [args.x, args.logits];
+        self.enter("hyper_mix", &reads, &[args.out, args.weights.unwrap_or(args.out)])?;
+        self.run_hyper_mix(args)
+    }
+
+    fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()> {
+        self.enter("hyper_expand", &[args.y, args.x, args.weights.unwrap_or(args.y)], &[])?;
+        self.run_hyper_expand(args)
+    }
+
+    fn compress(&mut self, args: &Compress) -> Result<()> {
+        let Compress { kv, gate, recent, entries, rotation, .. } = *args;
+        self.enter("compress", &[kv, gate, recent, entries, rotation.freqs], &[])?;
+        self.run_compress(args)
+    }
+
+    fn select(&mut self, args: &Select) -> Result<()> {
+        self.enter("select", &[args.q, args.weights, args.entries], &[args.out])?;
+        self.run_select(args)
+    }
+
+    fn attend_entries(&mut self, args: &AttendEntries) -> Result<()> {
+        let AttendEntries { q, kv, recent, out, entries, .. } = *args;
+        let far = entries.map_or([q; 2], |e| [e.entries, e.chosen.unwrap_or(q)]);
+        self.enter("attend_entries", &[q, kv, recent, far[0], far[1]], &[out])?;
+        self.run_attend_entries(args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

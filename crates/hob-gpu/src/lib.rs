@@ -25,6 +25,8 @@ pub use device::{Gpu, GpuConfig};
 pub use probe::GpuRates;
 pub use stream::Counters;
 pub use tier::Tier;
+// For measurements and tests only: see `Gpu::tune_attention` and `Gpu::want_few_cut`.
 #[doc(hidden)]
 pub use verb::attend::AttentionRule;
+#[doc(hidden)]
 pub use verb::linear::few::FewCut;

@@ -64,7 +64,7 @@ impl Pages {
     /// Bytes of an image of some positions.
     pub fn image_bytes(&self, range: Range<usize>) -> usize {
         match self.exact {
-            true => 4 * 2 * self.spec.kv_heads * self.spec.head_dim * range.len(),
+            true => 4 * self.spec.position_values() * range.len(),
             false => self.spec.image_bytes(range),
         }
     }
@@ -180,6 +180,8 @@ pub(crate) struct Layout {
     pub v_rotated: bool,
     /// Whether page 0 comes from a pool of its own.
     pub first: bool,
+    /// Dimensions of V, where it is the first ones of K and has no part of its own.
+    pub latent: Option<usize>,
 }
 
 impl Layout {
@@ -192,12 +194,23 @@ impl Layout {
             k_rotated: spec.k.is_rotated() && !exact,
             v_rotated: spec.v.is_rotated() && !exact,
             first: spec.has_first(),
+            latent: spec.latent,
         }
+    }
+
+    /// Words of a V part.
+    pub fn v_words(&self, stored: Stored) -> usize {
+        if self.latent.is_some() { 0 } else { stored.part_words(self.head_dim) }
+    }
+
+    /// Dimensions that a rotation mixes.
+    pub fn span(&self) -> usize {
+        1 << self.head_dim.trailing_zeros()
     }
 
     /// Bytes of a page that is not the first.
     pub fn page_bytes(&self) -> usize {
-        4 * 4 * self.kv_heads * (self.k.part_words(self.head_dim) + self.v.part_words(self.head_dim))
+        4 * 4 * self.kv_heads * (self.k.part_words(self.head_dim) + self.v_words(self.v))
     }
 
     /// Words for a kernel's key.
@@ -205,7 +218,8 @@ impl Layout {
         let flags = [self.k_rotated, self.v_rotated, self.first];
         let flags = flags.iter().fold(0, |bits, &on| 2 * bits + u32::from(on));
         let formats = self.k as u32 * 8 + self.v as u32;
-        [self.kv_heads as u32 * 65536 + self.head_dim as u32, formats * 8 + flags]
+        let latent = self.latent.unwrap_or(0) as u32;
+        [self.kv_heads as u32 * 65536 + self.head_dim as u32, latent * 65536 + formats * 8 + flags]
     }
 
     /// Whether the first 64 positions of a sequence are f16 whatever the format.
@@ -247,10 +261,9 @@ impl Layout {
 
     /// `block_of`, which finds a block: see `wgsl/pages.wgsl`.
     pub fn piece(&self) -> String {
-        let words = |stored: Stored| stored.part_words(self.head_dim);
-        let f16 = words(Stored::F16);
-        let [k, v] = [words(self.k), words(self.v)];
-        let first = if self.sink() { 2 * f16 } else { k + v };
+        let f16 = Stored::F16.part_words(self.head_dim);
+        let [k, v] = [self.k.part_words(self.head_dim), self.v_words(self.v)];
+        let first = if self.sink() { f16 + self.v_words(Stored::F16) } else { k + v };
         Template::new()
             .flag("FIRST", self.first)
             .flag("SINK", self.sink())

@@ -8,7 +8,7 @@ use hob_compute::*;
 use hob_quant::{Format, KvFormat};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
-use crate::{Gpu, GpuConfig, adapters};
+use crate::{Gpu, GpuConfig};
 
 struct Zeros(u64);
 
@@ -56,6 +56,11 @@ fn rows_verbs(gpu: &mut Gpu) -> Result<()> {
             gpu.map(&gate(narrow, Activation::GeluTanh))?;
             gpu.map(&gate(out, Activation::Silu))?;
             gpu.map(&Map::Softcap { a: x, cap: 2.0, out: x, rows })?;
+            for (out, activation) in
+                [(x, Activation::ReluSquared), (out, Activation::GeluTanh), (out, Activation::Silu)]
+            {
+                gpu.map(&Map::Activate { a: x, activation, out, rows })?;
+            }
         }
         gpu.map(&Map::CopyRow { a: x, from: 0, out, to: 1 })?;
         let gate = gpu.alloc(48, 1)?;
@@ -66,16 +71,29 @@ fn rows_verbs(gpu: &mut Gpu) -> Result<()> {
     let (x, freqs) = (gpu.alloc(4, WIDTH)?, gpu.alloc(1, 16)?);
     for pairs in [RopePairs::Half, RopePairs::Interleaved] {
         let positions = &[1, 2];
-        gpu.rope(&Rope { x, heads: 4, head_dim: 64, positions, freqs, pairs, magnitude: 1.0 })?;
+        gpu.rope(&Rope {
+            x,
+            first: 0,
+            back: false,
+            heads: 4,
+            head_dim: 64,
+            positions,
+            freqs,
+            pairs,
+            magnitude: 1.0,
+        })?;
     }
     for taps in [2, 3, 4] {
         let (taps_, state) = (vector(gpu, taps * 64), gpu.alloc(2, (taps - 1) * 64)?);
         let (bcu, out) = (gpu.alloc(2, 192)?, gpu.alloc(2, 64)?);
         let seqs = &[SlotRows { row: 0, rows: 2, position: 0, slot: 1 }];
         let form = ConvForm::Gated;
-        gpu.short_conv(&ShortConv { form, x: bcu, taps: taps_, state, seqs, out })?;
+        let taps = taps_;
+        gpu.short_conv(&ShortConv { form, x: bcu, taps, bias: None, state, seqs, out })?;
         let (form, x, plain) = (ConvForm::Silu, out, gpu.alloc(2, 64)?);
-        gpu.short_conv(&ShortConv { form, x, taps: taps_, state, seqs, out: plain })?;
+        for bias in [None, Some(vector(gpu, 64))] {
+            gpu.short_conv(&ShortConv { form, x, taps, bias, state, seqs, out: plain })?;
+        }
     }
     for (vocab, k) in [(3000, 1), (3000, 40), (100, 1), (100, 40)] {
         let logits = gpu.alloc(2, vocab)?;
@@ -143,7 +161,7 @@ fn folds(gpu: &mut Gpu) -> Result<()> {
 
 fn mixtures(gpu: &mut Gpu) -> Result<()> {
     let groups = |score| Some(Groups { count: 4, top: 2, score });
-    let (logits, routes) = (gpu.alloc(48, 8)?, gpu.alloc(48, 4)?);
+    let (logits, routes, given) = (gpu.alloc(48, 8)?, gpu.alloc(48, 4)?, gpu.alloc(48, 2)?);
     let (bias, biases) = (vector(gpu, 8), vector(gpu, 8 * WIDTH));
     for gating in [Gating::Softmax, Gating::Sigmoid, Gating::SoftmaxSelected, Gating::SqrtSoftplus] {
         for (normalize, groups, bias) in [
@@ -152,26 +170,80 @@ fn mixtures(gpu: &mut Gpu) -> Result<()> {
             (Some(0.0), groups(GroupScore::BestTwo), None),
         ] {
             let rule = Routing { top_k: 2, gating, normalize, scale: 1.0, groups };
-            gpu.route(&Route { logits, rows: 2, rule, bias, scales: bias, out: routes })?;
+            for chosen in [None, Some(given)] {
+                gpu.route(&Route { logits, rows: 2, rule, bias, scales: bias, chosen, out: routes })?;
+            }
         }
     }
     for format in formats() {
         let kind = WeightKind::Experts { count: 8 };
         let [gate, up, down] = [0; 3].map(|_| load(gpu, kind, format, 8 * WIDTH, WIDTH));
         let (x, hidden, out) = (gpu.alloc(48, WIDTH)?, gpu.alloc(96, WIDTH)?, gpu.alloc(48, WIDTH)?);
-        let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
+        let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0, plus_one: true };
         for (rows, activation, biases) in [
+            (1, Activation::ReluSquared, None),
+            (48, Activation::ReluSquared, None),
             (1, Activation::Silu, None),
             (48, Activation::Silu, None),
             (1, Activation::GeluTanh, None),
             (1, clamped, Some([biases; 3])),
             (48, clamped, Some([biases; 3])),
+            (1, Activation::ClampedSwiglu { alpha: 1.0, limit: 10.0, plus_one: false }, None),
         ] {
             let (top_k, add) = (2, true);
+            let gate = (activation != Activation::ReluSquared).then_some(gate);
             let args =
                 Experts { x, rows, routes, top_k, gate, up, down, biases, activation, hidden, out, add };
             gpu.experts(&args)?;
         }
+    }
+    Ok(())
+}
+
+fn compressed(gpu: &mut Gpu) -> Result<()> {
+    let pairs = [RopePairs::Half, RopePairs::Interleaved];
+    for (overlapped, dim, pairs) in [(true, 64, pairs[1]), (false, 512, pairs[0])] {
+        let (shape, heads) = (CompressShape { ratio: 4, overlapped, dim }, 5);
+        let (width, rows) = (shape.width(), 20);
+        let (kv, gate, freqs) = (gpu.alloc(rows, width)?, gpu.alloc(rows, width)?, gpu.alloc(1, 16)?);
+        let (recent, entries) = (gpu.alloc(2, 10 * 2 * width)?, gpu.alloc(20, dim)?);
+        let (bias, norm, sinks) = (vector(gpu, 4 * width), vector(gpu, dim), vector(gpu, heads));
+        let rotation = Rotation { freqs, pairs, magnitude: 1.0 };
+        let (eps, seqs) = (1e-6, &[SlotRows { row: 0, rows, position: 3, slot: 1 }]);
+        gpu.compress(&Compress { shape, kv, gate, bias, norm, eps, rotation, recent, entries, seqs })?;
+        let (q, own, weights) =
+            (gpu.alloc(rows, heads * dim)?, gpu.alloc(rows, dim)?, gpu.alloc(rows, heads)?);
+        let (out, picked) = (gpu.alloc(rows, heads * dim)?, gpu.alloc(rows, 3)?);
+        let (scale, capacity, ratio) = (0.1, 10, 4);
+        gpu.select(&Select { q, weights, heads, scale, entries, capacity, ratio, seqs, out: picked })?;
+        let window = gpu.alloc(2, 8 * dim)?;
+        let far = |chosen| Some(Entries { entries, ratio, chosen });
+        for entries in [None, far(None), far(Some(picked))] {
+            let (head_dim, recent) = (dim, window);
+            let args = AttendEntries {
+                q,
+                kv: own,
+                heads,
+                head_dim,
+                scale,
+                window: 8,
+                sinks,
+                recent,
+                entries,
+                seqs,
+                out,
+            };
+            gpu.attend_entries(&args)?;
+        }
+    }
+    let (streams, rows) = (4, 2);
+    let (x, y, logits) = (gpu.alloc(2, 256)?, gpu.alloc(2, 64)?, gpu.alloc(2, 24)?);
+    let (few, weights, out) = (gpu.alloc(2, 4)?, gpu.alloc(2, 20)?, gpu.alloc(2, 64)?);
+    let (eps, iterations) = (1e-6, 20);
+    for (logits, weights, wide) in [(logits, Some(weights), true), (few, None, false)] {
+        let (base, scale) = (vector(gpu, if wide { 24 } else { 4 }), vector(gpu, if wide { 3 } else { 1 }));
+        gpu.hyper_mix(&HyperMix { x, rows, streams, logits, base, scale, eps, iterations, out, weights })?;
+        gpu.hyper_expand(&HyperExpand { y, rows, streams, weights, x })?;
     }
     Ok(())
 }
@@ -181,13 +253,34 @@ fn deltas(gpu: &mut Gpu) -> Result<()> {
         [(128, 128, KeyHeads::Tiled), (16, 48, KeyHeads::Grouped), (256, 64, KeyHeads::Tiled)]
     {
         let shape = DeltaShape { key_heads: 2, value_heads: 4, key_dim, value_dim, sharing };
-        let (rate, bias, norm) = (vector(gpu, 4), vector(gpu, 4), vector(gpu, value_dim));
+        let (rate, norm) = (vector(gpu, 4), vector(gpu, value_dim));
         let (qkv, z) = (gpu.alloc(80, shape.channels())?, gpu.alloc(80, shape.width())?);
-        let (beta, decay) = (gpu.alloc(80, 4)?, gpu.alloc(80, 4)?);
+        let beta = gpu.alloc(80, 4)?;
         let (state, out) = (gpu.alloc(2, shape.state())?, gpu.alloc(80, shape.width())?);
         let seqs = &[SlotRows { row: 0, rows: 80, position: 0, slot: 1 }];
         let eps = 1e-6;
-        gpu.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, state, seqs, out })?;
+        for width in [4, 4 * key_dim] {
+            let (decay, bias) = (gpu.alloc(80, width)?, vector(gpu, width));
+            gpu.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, state, seqs, out })?;
+        }
+    }
+    Ok(())
+}
+
+fn state_spaces(gpu: &mut Gpu) -> Result<()> {
+    for (heads, head_dim, state_dim, groups) in [(4, 64, 128, 2), (3, 16, 48, 1), (2, 48, 256, 2)] {
+        let shape = SsmShape { heads, head_dim, state_dim, groups };
+        let (rate, bias, skip) = (vector(gpu, heads), vector(gpu, heads), vector(gpu, heads));
+        let norm = vector(gpu, shape.width());
+        let (xbc, z) = (gpu.alloc(80, shape.channels())?, gpu.alloc(80, shape.width())?);
+        let (dt, state) = (gpu.alloc(80, heads)?, gpu.alloc(2, shape.state())?);
+        let out = gpu.alloc(80, shape.width())?;
+        for rows in [1, 80] {
+            let seqs = &[SlotRows { row: 0, rows, position: 0, slot: 1 }];
+            let (eps, limit) = (1e-5, [0.0, f32::INFINITY]);
+            let args = SsmScan { shape, xbc, z, dt, rate, bias, skip, norm, eps, limit, state, seqs, out };
+            gpu.ssm_scan(&args)?;
+        }
     }
     Ok(())
 }
@@ -227,6 +320,64 @@ fn attentions(gpu: &mut Gpu) -> Result<()> {
     Ok(())
 }
 
+/// Attention to pages that store V within K, and what stands around it.
+fn latents(gpu: &mut Gpu) -> Result<()> {
+    let (heads, head_dim, dims) = (20, 576, 512);
+    let [q, out] = [gpu.alloc(48, heads * head_dim)?, gpu.alloc(48, heads * dims)?];
+    let (k, sinks) = (gpu.alloc(48, head_dim)?, vector(gpu, heads));
+    for format in KvFormat::ALL {
+        let spec = PageSpec { k: format, v: format, latent: Some(dims), ..PageSpec::f16(1, head_dim) };
+        let pool = gpu.alloc_pages(&spec, 3)?;
+        let first = match spec.has_first() {
+            true => gpu.alloc_pages(&spec.of_page(0), 1)?,
+            false => pool,
+        };
+        let pages = [Page { pool: first, index: 0 }, Page { pool, index: 1 }];
+        for (rows, window, softcap, sinks) in
+            [(1, None, None, None), (4, Some(100), Some(30.0), Some(sinks)), (48, None, None, Some(sinks))]
+        {
+            let seqs = &[SeqRows { row: 0, rows, position: 300, pages: &pages }];
+            let (kv_heads, scale) = (1, 0.1);
+            let attend = Attend { q, out, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs };
+            let positions: Vec<u32> = (300..300 + rows as u32).collect();
+            let (norms, rotation) = (None, None);
+            gpu.attend_new(&AttendNew { attend, k, v: k, norms, rotation, positions: &positions })?;
+        }
+        gpu.copy_page(pages[1], pages[1], 64)?;
+    }
+    let (x, y) = (gpu.alloc(48, 4 * WIDTH)?, gpu.alloc(48, 4 * 64)?);
+    // What unpacks other formats is the same as for matrices.
+    for format in [Format::Q4_0, Format::Q5_0, Format::F16] {
+        let weight = load(gpu, WeightKind::Heads { count: 4 }, format, 4 * 64, WIDTH);
+        for rows in [1, 48] {
+            gpu.heads(&Heads { x, rows, weight, out: y })?;
+        }
+    }
+    let (norm, freqs) = (vector(gpu, 512), gpu.alloc(1, 32)?);
+    let [wide, rotated] = [gpu.alloc(48, heads * dims)?, gpu.alloc(48, heads * 64)?];
+    let [latent, key] = [gpu.alloc(48, dims)?, gpu.alloc(48, 64)?];
+    let turn = |pairs| Rotation { freqs, pairs, magnitude: 1.0 };
+    for rotation in [None, Some(turn(RopePairs::Half)), Some(turn(RopePairs::Interleaved))] {
+        let norm = HeadNorm { weight: norm, groups: 1, eps: 1e-6 };
+        let (rotary, positions) = (64, &[5, 6, 7]);
+        gpu.latent_rows(&LatentRows {
+            wide,
+            rotated,
+            latent,
+            key,
+            heads,
+            rotary,
+            norm,
+            rotation,
+            positions,
+            q,
+            k,
+        })?;
+    }
+    let joined = gpu.alloc(48, 5 * WIDTH)?;
+    gpu.map(&Map::Join { a: x, b: y, groups: 4, out: joined, rows: 48 })
+}
+
 /// What is wrong with a kernel in the other languages.
 fn translated(text: &str) -> std::result::Result<(), String> {
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
@@ -254,10 +405,7 @@ fn translated(text: &str) -> std::result::Result<(), String> {
 
 #[test]
 fn every_kernel_translates_to_metal_and_dx12() {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
+    let Some(adapter) = crate::test_adapter() else {
         return;
     };
     let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
@@ -267,7 +415,18 @@ fn every_kernel_translates_to_metal_and_dx12() {
         gpu.rehearse(true);
         // Twice: producers write the forms that readers asked for the first time.
         for _ in 0..2 {
-            for verbs in [rows_verbs, embeds, linears, folds, mixtures, deltas, attentions] {
+            for verbs in [
+                rows_verbs,
+                embeds,
+                linears,
+                folds,
+                mixtures,
+                deltas,
+                state_spaces,
+                compressed,
+                attentions,
+                latents,
+            ] {
                 verbs(&mut gpu).expect("a rehearsal");
             }
         }
@@ -299,8 +458,26 @@ fn every_kernel_translates_to_metal_and_dx12() {
         "delta scores",
         "delta walk",
         "delta finish",
+        "delta fade",
+        "ssm recurrent",
+        "ssm scores",
+        "ssm walk",
+        "ssm finish",
+        "activate",
         "expert gate",
         "expert down",
+        "compress",
+        "remember",
+        "score entries",
+        "choose entries",
+        "attend entries",
+        "hyper mix",
+        "hyper expand",
+        "attend latent",
+        "turn queries",
+        "heads",
+        "join",
+        "latent rows",
     ] {
         assert!(names.contains(name), "no kernel {name} among {names:?}");
     }

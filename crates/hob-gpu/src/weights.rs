@@ -89,10 +89,10 @@ impl Loaded {
         Ok(())
     }
 
-    /// Rows that must stay together: those of an expert, or of a block of an output's int8 form.
+    /// Rows that must stay together: those of an expert or a head, or of a block of an output's int8 form.
     fn unit(&self) -> usize {
         match self.spec.kind {
-            WeightKind::Experts { count } => self.spec.rows / count,
+            WeightKind::Experts { count } | WeightKind::Heads { count } => self.spec.rows / count,
             _ => 32.min(self.spec.rows),
         }
     }

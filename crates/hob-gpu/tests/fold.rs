@@ -219,6 +219,7 @@ fn other_readers_get_finished_rows() {
             k: hob_quant::KvFormat::F16,
             v: hob_quant::KvFormat::F16,
             first: false,
+            latent: None,
         };
         let pool = dev.alloc_pages(&spec, 1).unwrap();
         let seqs = &[SeqRows { row: 0, rows: 3, position: 0, pages: &[Page { pool, index: 0 }] }];

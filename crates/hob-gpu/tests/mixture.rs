@@ -50,7 +50,7 @@ fn routes(dev: &mut dyn Compute, rule: Routing, experts: usize, logits: &[f32], 
         .then(|| weight(dev, 6, WeightKind::Vector, Format::F32, [1, experts]));
     let logits = buffer(dev, rows, experts, logits);
     let out = dev.alloc(rows, 2 * rule.top_k).unwrap();
-    dev.route(&Route { logits, rows, rule, bias, scales, out }).unwrap();
+    dev.route(&Route { logits, rows, rule, bias, scales, chosen: None, out }).unwrap();
     contents(dev, out, rows * 2 * rule.top_k)
 }
 
@@ -151,12 +151,14 @@ impl Mixture {
         let (x, routes) = (buffer(dev, rows, dim, x), buffer(dev, rows, 2 * top_k, routes));
         let hidden = dev.alloc(rows * top_k, ff).unwrap();
         let out = buffer(dev, rows, dim, &values(9, rows * dim));
+        let gated = activation != Activation::ReluSquared;
         dev.experts(&Experts {
             x,
             rows,
             routes,
             top_k,
-            gate,
+            // Experts of this activation have no gate.
+            gate: gated.then_some(gate),
             up,
             down,
             biases,
@@ -224,10 +226,20 @@ fn mixtures() -> Vec<Mixture> {
         ff: 64,
         top_k: 4,
         // A limit that many values reach.
-        activation: Activation::ClampedSwiglu { alpha: 1.702, limit: 0.7 },
+        activation: Activation::ClampedSwiglu { alpha: 1.702, limit: 0.7, plus_one: true },
         biased: true,
     };
-    quantised.into_iter().chain(floats).chain([clamped]).collect()
+    // No multiple of the 64 outputs that a workgroup has.
+    let gateless = [[Q8_0, Q4_0, Q8_0], [F16; 3]].map(|formats| Mixture {
+        formats,
+        count: 6,
+        dim: 96,
+        ff: 160,
+        top_k: 3,
+        activation: Activation::ReluSquared,
+        biased: false,
+    });
+    quantised.into_iter().chain(floats).chain([clamped]).chain(gateless).collect()
 }
 
 #[test]
@@ -300,12 +312,21 @@ fn what_does_not_meet_is_refused() {
             rule: plain(top_k, Gating::Softmax),
             bias: None,
             scales: None,
+            chosen: None,
             out,
         });
         assert!(matches!(found, Err(ComputeError::Shape { .. })));
     }
     let (wide, routes) = (dev.alloc(1, 4000).unwrap(), dev.alloc(1, 2).unwrap());
     let rule = plain(1, Gating::Sigmoid);
-    let found = dev.route(&Route { logits: wide, rows: 1, rule, bias: None, scales: None, out: routes });
+    let found = dev.route(&Route {
+        logits: wide,
+        rows: 1,
+        rule,
+        bias: None,
+        scales: None,
+        chosen: None,
+        out: routes,
+    });
     assert!(matches!(found, Err(ComputeError::Shape { .. })));
 }

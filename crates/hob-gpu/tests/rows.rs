@@ -166,8 +166,18 @@ fn rotations_equal_the_oracle_at_every_position() {
             for (pairs, magnitude) in [(RopePairs::Half, 1.0), (RopePairs::Interleaved, 1.25)] {
                 let x = buffer(dev, positions.len(), heads * head_dim, &data);
                 let freqs = buffer(dev, 1, freqs.len(), &freqs);
-                dev.rope(&Rope { x, heads, head_dim, positions: &positions, freqs, pairs, magnitude })
-                    .unwrap();
+                dev.rope(&Rope {
+                    x,
+                    first: 0,
+                    back: false,
+                    heads,
+                    head_dim,
+                    positions: &positions,
+                    freqs,
+                    pairs,
+                    magnitude,
+                })
+                .unwrap();
                 all.extend(contents(dev, x, data.len()));
             }
             all
@@ -200,6 +210,7 @@ fn short_convolutions_equal_the_oracle_over_several_calls() {
                     form: ConvForm::Gated,
                     x: bcu,
                     taps: weight,
+                    bias: None,
                     state,
                     seqs: &seqs,
                     out,
@@ -228,8 +239,17 @@ fn what_does_not_meet_is_refused() {
         assert!(matches!(dev.norm(&args), Err(ComputeError::Shape { .. })));
     }
     let freqs = buffer(&mut dev, 1, 5, &[1.0; 5]);
-    let rope =
-        Rope { x, heads: 1, head_dim: 8, positions: &[1], freqs, pairs: RopePairs::Half, magnitude: 1.0 };
+    let rope = Rope {
+        x,
+        first: 0,
+        back: false,
+        heads: 1,
+        head_dim: 8,
+        positions: &[1],
+        freqs,
+        pairs: RopePairs::Half,
+        magnitude: 1.0,
+    };
     assert!(matches!(dev.rope(&rope), Err(ComputeError::Shape { .. })));
     dev.free(x).unwrap();
     assert!(matches!(dev.norm(&norm(x, 1, x)), Err(ComputeError::Handle { .. })));

@@ -22,7 +22,7 @@ use fill::Filler;
 pub use fill::formats;
 pub(crate) use fill::mix;
 pub use mix::{Mix, mixes};
-pub use shapes::{Attention, Delta, Experts, Kinds, SHAPES, Shape, find};
+pub use shapes::{Attention, Delta, Experts, Kinds, Latent, SHAPES, Shape, Ssm, find};
 use tensors::{Role, Slot};
 
 /// Deviation of a matrix's weights times the square root of its columns: keeps activations near their trained size.

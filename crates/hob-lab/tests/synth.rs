@@ -66,6 +66,10 @@ fn a_file_is_the_model_in_memory() {
         "gemma4-26b-a4b",
         "gpt-oss-20b",
         "glm-4.5-air",
+        "mamba2-130m",
+        "nemotron-3-nano-30b-a3b",
+        "deepseek-v2-lite",
+        "glm-4.7-flash",
     ] {
         let synth = Synth::new(tiny(shape), Mix::Plain(Format::Q4_1), Some(Format::Q8_0)).expect(shape);
         let path = dir.join("model.gguf");

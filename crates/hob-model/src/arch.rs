@@ -1,6 +1,8 @@
 //! The registry of architectures and what each of them must offer. One architecture is one file below `arch/` and one
 //! line here. It must not know where weights lie or which device computes.
 
+mod deepseek2;
+mod deepseek4;
 mod gemma2;
 mod gemma3;
 mod gemma4;
@@ -9,9 +11,12 @@ mod glm4_moe;
 mod gpt_oss;
 mod granite;
 mod lfm2;
+mod lfm3;
 mod llama;
+mod mamba2;
 mod mistral;
 mod mixtral;
+mod nemotron_h;
 mod olmo2;
 mod phi3;
 mod qwen2;
@@ -22,7 +27,7 @@ mod smollm3;
 
 use std::path::Path;
 
-use hob_compute::{Activation, DeltaShape, RopePairs};
+use hob_compute::{Activation, DeltaShape, RopePairs, SsmShape};
 
 use crate::blocks::Step;
 use crate::config::{Biases, DenseShape, Fused, Keys};
@@ -32,14 +37,21 @@ use crate::{Config, ModelError, Naming, Result};
 /// What one layer remembers of a sequence.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum LayerState {
-    /// K and V of every position, `[heads, dim]` each.
-    Kv { heads: usize, dim: usize },
+    /// K and V of every position, `[heads, dim]` each; `Some(n)`: V is the first `n` dimensions of K, stored once.
+    Kv { heads: usize, dim: usize, latent: Option<usize> },
     /// Nothing of its own: it reads the K and V of an earlier layer.
     Shared { layer: usize },
+    /// K, which is V too, of the last `window` positions; and, with a `ratio`, an entry of `dim` and one of `index_dim` (0 for
+    /// none) for every so many positions.
+    Compressed { window: usize, dim: usize, ratio: Option<usize>, index_dim: usize },
     /// The last `taps - 1` inputs of a causal convolution, `channels` each.
     Conv { channels: usize, taps: usize },
     /// The state of a gated delta rule, and the last `taps - 1` inputs of the convolution before it.
     Delta { shape: DeltaShape, taps: usize },
+    /// The state of a selective state space, and the last `taps - 1` inputs of the convolution before it.
+    Ssm { shape: SsmShape, taps: usize },
+    /// Nothing: it does not look at other positions.
+    None,
 }
 
 /// A model's forward pass, in pieces that the runner strings together.
@@ -135,12 +147,18 @@ const REGISTRY: &[Entry] = &[
     qwen3_moe::ENTRY,
     mixtral::ENTRY,
     glm4_moe::ENTRY,
+    deepseek2::ENTRY,
+    deepseek4::ENTRY,
     gpt_oss::ENTRY,
     lfm2::ENTRY,
     lfm2::MOE,
+    lfm3::ENTRY,
     qwen3_5::DENSE,
     qwen3_5::MOE,
     qwen3_5::NEXT,
+    mamba2::ENTRY,
+    nemotron_h::ENTRY,
+    nemotron_h::MOE,
 ];
 
 /// Names of the architectures that run.

@@ -2,20 +2,25 @@
 //!
 //! What differs between layers is an array from the start. It must not know tensors' bytes or devices.
 
+mod compressed;
 mod dense;
 mod experts;
 mod keys;
 mod rope;
+mod ssm;
 mod windows;
 
-pub(crate) use dense::{dense, drafting, same_layers, scale, softcap};
-pub(crate) use experts::{RouterDefaults, expert_count, experts};
+pub(crate) use compressed::compressed;
+pub use compressed::{CompressedConfig, EntryConfig, IndexConfig, StreamConfig};
+pub(crate) use dense::{dense, drafting, frame, same_layers, scale, softcap};
+pub(crate) use experts::{RouterDefaults, expert_count, experts, shared_experts};
 pub(crate) use keys::{Key, Keys};
-pub(crate) use rope::{DIVISORS, LONG, ROPE_TENSORS, SHORT, local_rope, rope};
+pub(crate) use rope::{DIVISORS, LONG, ROPE_TENSORS, SHORT, latent_yarn, local_rope, rope};
+pub(crate) use ssm::{SsmKeys, ssm};
 pub(crate) use windows::{upper_windows, windows};
 
 use hob_compute::check::{mixture, recurrent};
-use hob_compute::{DeltaShape, RopePairs, Routing};
+use hob_compute::{DeltaShape, RopePairs, Routing, SsmShape};
 use hob_files::ModelFile;
 
 use crate::arch;
@@ -27,14 +32,67 @@ pub(crate) fn is_output_scale(tensor: &str) -> bool {
 }
 
 /// How a layer mixes positions.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq)]
 pub enum Mixer {
     /// Grouped-query attention over all earlier positions.
     Attention,
+    /// Attention to a latent that K and V of all heads are made from (DeepSeek-V2); the layer has one KV head, the latent
+    /// with what is rotated behind it.
+    Latent(LatentConfig),
+    /// Attention to a window and to entries that blocks of positions are compressed to (DeepSeek V4); one KV head.
+    Compressed(CompressedConfig),
     /// A gated causal convolution over the last `taps` positions (LFM2); heads and rotary table do not matter.
     ShortConv { taps: usize },
     /// A gated delta rule behind a short convolution (Qwen3-Next); heads and rotary table do not matter.
     DeltaNet(DeltaConfig),
+    /// A selective state space behind a short convolution (Mamba-2); heads and rotary table do not matter.
+    Ssm(SsmConfig),
+    /// Not at all: the layer is a feed-forward block or a mixture.
+    None,
+}
+
+/// A layer's selective state space.
+#[derive(Copy, Clone, Debug, PartialEq)]
+pub struct SsmConfig {
+    pub shape: SsmShape,
+    /// Positions of the convolution.
+    pub taps: usize,
+    /// Whether the convolution adds a bias.
+    pub conv_bias: bool,
+    /// Between which steps stay, the second perhaps infinite.
+    pub limit: [f32; 2],
+}
+
+/// A layer's latent attention, in dimensions.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// Of what queries are made from; `None` where that is the stream itself.
+    pub q_rank: Option<usize>,
+    /// Of the latent.
+    pub rank: usize,
+    /// Of a head's query and key that meet through the latent.
+    pub nope: usize,
+    /// Of a head's query, and of the key that all heads share, that are rotated.
+    pub rotary: usize,
+    /// Of a head's value.
+    pub value: usize,
+}
+
+impl LatentConfig {
+    /// Dimensions of what is remembered of a position.
+    pub fn width(&self) -> usize {
+        self.rank + self.rotary
+    }
+
+    fn check(&self, heads: usize, key: &impl Fn(&str) -> String) -> Result<()> {
+        size(&key("q_lora_rank"), self.q_rank.unwrap_or(1))?;
+        size(&key("kv_lora_rank"), self.rank)?;
+        size(&key("qk_nope_head_dim"), self.nope)?;
+        size(&key("qk_rope_head_dim"), self.rotary)?;
+        size(&key("v_head_dim"), self.value)?;
+        let widest = self.rank.max(self.value) + self.nope + self.rotary;
+        size(&key("heads * dimensions of a head"), heads.saturating_mul(widest))
+    }
 }
 
 /// A layer's gated delta rule.
@@ -71,8 +129,12 @@ pub struct ExpertConfig {
     pub biased: bool,
     /// Whether the experts' sum is normed before it joins the residual stream, and so made beside it.
     pub aside: bool,
-    /// The bounds of gpt-oss's gate, which then stands in for the architecture's activation.
+    /// The bounds of the gate of gpt-oss and DeepSeek V4, which then stands in for the architecture's activation.
     pub clamp: Option<Clamp>,
+    /// Width of what experts read and give, if it is not that of the residual stream: projections lead there and back.
+    pub latent: Option<usize>,
+    /// Whether a table names the experts of every token, and the router only weighs them.
+    pub hashed: bool,
 }
 
 /// The parameters of [`hob_compute::Activation::ClampedSwiglu`].
@@ -80,6 +142,7 @@ pub struct ExpertConfig {
 pub struct Clamp {
     pub alpha: f32,
     pub limit: f32,
+    pub plus_one: bool,
 }
 
 /// The mixture of every layer, for [`DenseShape`].
@@ -118,6 +181,16 @@ pub enum ValueSource {
     Layer(usize),
 }
 
+/// A sigmoid gate between attention and its output matrix.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum OutputGate {
+    None,
+    /// For every value one, by rows that stand behind those of every head of q (Qwen3-Next).
+    Values,
+    /// For every head one, by a matrix of its own (LFM3).
+    Heads,
+}
+
 /// The shape of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
@@ -137,10 +210,12 @@ pub struct LayerConfig {
     pub rope: Option<usize>,
     /// Width of the feed-forward hidden layer.
     pub ffn: usize,
+    /// Whether the layer is one sublayer: a mixer, a feed-forward block or a mixture.
+    pub single: bool,
     pub biases: Biases,
     pub fused: Fused,
-    /// Whether what is attended to passes a sigmoid gate, whose rows stand behind those of every head of q.
-    pub gated: bool,
+    /// The sigmoid gate that what is attended to passes.
+    pub gate: OutputGate,
     /// Whether q and k are normed head by head, in architectures that leave it to the file.
     pub head_norms: bool,
     /// Where V comes from.
@@ -238,6 +313,8 @@ pub struct Config {
     pub embedding_scale: f32,
     /// Width of what every layer is told of the token itself, in models that do (Gemma's E models).
     pub layer_input: Option<usize>,
+    /// How many streams the residual stream is, and how they are mixed, in models where it is more than one.
+    pub streams: Option<StreamConfig>,
     /// What every sublayer's output is multiplied by before it joins the residual stream.
     pub residual_scale: f32,
     /// What logits are multiplied by.
@@ -269,6 +346,8 @@ pub struct DenseShape {
     pub local_rope_base: Option<f64>,
     /// For architectures whose layers are mixtures.
     pub experts: Option<ExpertShape>,
+    /// For architectures that attend to a latent; heads of the shape do not count then but for their number.
+    pub latent: Option<LatentConfig>,
 }
 
 impl Config {
@@ -315,9 +394,10 @@ impl Config {
             window: None,
             rope: Some(0),
             ffn: shape.ffn,
+            single: false,
             biases: entry.biases,
             fused: Fused::default(),
-            gated: false,
+            gate: OutputGate::None,
             head_norms: false,
             values: ValueSource::Own,
             output_scale: 1.0,
@@ -335,12 +415,14 @@ impl Config {
             tied: shape.tied,
             embedding_scale: 1.0,
             layer_input: None,
+            streams: None,
             residual_scale: 1.0,
             logit_scale: 1.0,
             logit_softcap: None,
         };
         (entry.shape)(&mut config, shape);
         experts_fit(&config, shape)?;
+        latent_fits(&config, shape)?;
         config.check()?;
         Ok(config)
     }
@@ -373,6 +455,9 @@ impl Config {
         if let Some(width) = self.layer_input {
             size("layer_input * layers", width.saturating_mul(self.layers.len()))?;
         }
+        if let Some(streams) = &self.streams {
+            streams.check(self.dim)?;
+        }
         (0..self.layers.len()).try_for_each(|i| self.check_source(i))?;
         self.layers.iter().enumerate().try_for_each(|(i, layer)| layer.check(i, self.ropes.as_slice()))
     }
@@ -388,6 +473,23 @@ impl DeltaConfig {
         }
         size(&key("q, k and v"), shape.channels())?;
         size(&key("delta state"), shape.state())
+    }
+}
+
+impl SsmConfig {
+    fn check(&self, key: &impl Fn(&str) -> String) -> Result<()> {
+        let shape = &self.shape;
+        size(&key("state space heads"), shape.heads)?;
+        let fits = recurrent::ssm_shape(shape).and(recurrent::ssm_limit(self.limit));
+        if let Err(e) = fits {
+            return Err(ModelError::config(
+                key("state space"),
+                "heads and steps that a state space can have",
+                e,
+            ));
+        }
+        size(&key("x, B and C"), shape.channels())?;
+        size(&key("state of the state space"), shape.state())
     }
 }
 
@@ -422,8 +524,38 @@ pub(crate) fn attention_scale(head_dim: usize) -> f32 {
     1.0 / (head_dim as f32).sqrt()
 }
 
+impl Config {
+    /// Floats of a row of the residual stream.
+    pub fn stream_width(&self) -> usize {
+        self.streams.map_or(1, |s| s.count) * self.dim
+    }
+}
+
 impl LayerConfig {
-    /// Floats of K, and of V, of one position.
+    /// A layer of one sublayer, which attends to nothing and has no other sizes yet.
+    pub(crate) fn single(mixer: Mixer) -> Self {
+        LayerConfig {
+            mixer,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            scale: 1.0,
+            softcap: None,
+            window: None,
+            rope: None,
+            ffn: 0,
+            single: true,
+            biases: Biases::default(),
+            fused: Fused::default(),
+            gate: OutputGate::None,
+            head_norms: false,
+            values: ValueSource::Own,
+            output_scale: 1.0,
+            experts: None,
+        }
+    }
+
+    /// Floats of K, and of V unless it is a part of K, of one position.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
@@ -438,23 +570,48 @@ impl LayerConfig {
     pub(crate) fn mixing_macs(&self, dim: usize, position: usize) -> u64 {
         let macs = match self.mixer {
             Mixer::Attention => 2 * self.heads * self.head_dim * self.visible(position),
+            Mixer::Latent(latent) => self.heads * (latent.width() + latent.rank) * self.visible(position),
+            Mixer::Compressed(compressed) => compressed.mixing_macs(self, position),
             Mixer::ShortConv { taps } => dim * taps,
             // The state times k, times q, and its update.
             Mixer::DeltaNet(delta) => 3 * delta.shape.state() + delta.shape.channels() * delta.taps,
+            // Its update and its product with C.
+            Mixer::Ssm(ssm) => 2 * ssm.shape.state() + ssm.shape.channels() * ssm.taps,
+            Mixer::None => 0,
         };
         macs as u64
     }
 
+    /// A layer has a mixer and a feed-forward block or a mixture, or exactly one of them.
+    fn check_sublayers(&self, key: &impl Fn(&str) -> String) -> Result<()> {
+        let mixes = self.mixer != Mixer::None;
+        let sublayers = [mixes, self.ffn > 0, self.experts.is_some()].iter().filter(|&&has| has).count();
+        match self.single {
+            true if sublayers != 1 => {
+                let expected = "a mixer, a feed-forward block or a mixture";
+                Err(ModelError::config(key("sublayers"), expected, sublayers))
+            }
+            true if self.ffn == 0 => Ok(()),
+            false if !mixes => {
+                Err(ModelError::config(key("mixer"), "one beside the feed-forward block", "none"))
+            }
+            _ => size(&key("ffn"), self.ffn),
+        }
+    }
+
     fn check(&self, i: usize, ropes: &[RopeConfig]) -> Result<()> {
         let key = |name: &str| format!("layer {i}: {name}");
-        size(&key("ffn"), self.ffn)?;
+        self.check_sublayers(&key)?;
         if let Some(experts) = &self.experts {
             size(&key("expert ffn"), experts.ff)?;
             size(&key("expert_count * expert ffn"), experts.count.saturating_mul(experts.ff))?;
+            if let Some(latent) = experts.latent {
+                size(&key("width of experts"), latent)?;
+            }
             if let Some(shared) = experts.shared {
                 size(&key("shared expert ffn"), shared)?;
             }
-            if let Some(Clamp { alpha, limit }) = experts.clamp {
+            if let Some(Clamp { alpha, limit, .. }) = experts.clamp {
                 cap(&key("swiglu_alpha"), Some(alpha))?;
                 cap(&key("swiglu_limit"), Some(limit))?;
             }
@@ -464,11 +621,25 @@ impl LayerConfig {
         }
         let taps = match self.mixer {
             Mixer::Attention => None,
+            Mixer::Latent(latent) => {
+                latent.check(self.heads, &key)?;
+                None
+            }
+            Mixer::Compressed(compressed) => {
+                let rotary = self.rope.and_then(|r| ropes.get(r)).map_or(0, |r| r.rotary);
+                compressed.check(self, rotary, &key)?;
+                None
+            }
             Mixer::ShortConv { taps } => Some(taps),
             Mixer::DeltaNet(delta) => {
                 delta.check(&key)?;
                 Some(delta.taps)
             }
+            Mixer::Ssm(ssm) => {
+                ssm.check(&key)?;
+                Some(ssm.taps)
+            }
+            Mixer::None => return Ok(()),
         };
         match taps {
             Some(taps) if (2..=256).contains(&taps) => return Ok(()),
@@ -495,7 +666,7 @@ impl LayerConfig {
             return Err(ModelError::config(key("scale"), "a positive number", self.scale));
         }
         cap(&key("softcap"), self.softcap)?;
-        if self.gated && self.values != ValueSource::Own {
+        if self.gate != OutputGate::None && self.values != ValueSource::Own {
             return Err(ModelError::config(
                 key("output gate"),
                 "a layer with K and V of its own",
@@ -530,6 +701,16 @@ fn experts_fit(config: &Config, shape: &DenseShape) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A shape with a latent is for an architecture that attends to one, and the other way round.
+fn latent_fits(config: &Config, shape: &DenseShape) -> Result<()> {
+    let latent = config.layers.iter().any(|l| matches!(l.mixer, Mixer::Latent(_)));
+    if latent == shape.latent.is_some() {
+        return Ok(());
+    }
+    let expected = format!("{} for {}", if latent { "sizes" } else { "none" }, config.arch);
+    Err(ModelError::config("latent", expected, format!("{:?}", shape.latent)))
 }
 
 fn cap(key: &str, cap: Option<f32>) -> Result<()> {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use hob_compute::{PAGE_POSITIONS, PageSpec, WeightKind};
 use hob_files::{ModelFile, TensorInfo};
-use hob_quant::{Format, KvFormat};
+use hob_quant::{Format, KV_GROUP, KvFormat};
 
 use crate::arch::{self, Architecture};
+use crate::blocks::RING_SLACK;
 use crate::config::{ROPE_TENSORS, is_output_scale};
-use crate::needs::{Needs, Rows, Scratch};
+use crate::needs::{Needs, Rows, Scratch, entry_room};
 use crate::placement::gpu_bytes;
 use crate::source::FileTensors;
 use crate::stacked;
@@ -148,7 +149,7 @@ impl ModelInfo {
     pub fn bytes_per_token(&self, position: usize, kv: &KvLayout) -> u64 {
         let weights = self.slots().map(|(slot, format)| self.step_bytes(slot, format));
         // What is remembered in fixed size is read and written.
-        let states = self.state_buffers().map(|(_, width)| 2 * 4 * width as u64).sum::<u64>();
+        let states = self.scratch.iter().map(|s| state_step_bytes(s, position)).sum::<u64>();
         let kv = self.config.layers.iter().enumerate().map(|(i, layer)| {
             self.position_bytes(self.config.kv_layer(i), kv) * layer.visible(position) as u64
         });
@@ -160,7 +161,7 @@ impl ModelInfo {
         match slot.kind {
             WeightKind::Table => format.row_bytes(slot.cols).unwrap_or(0) as u64,
             WeightKind::Experts { count } => device_bytes(slot, format) / count.max(1) as u64 * used(slot),
-            WeightKind::Matrix | WeightKind::Vector => device_bytes(slot, format),
+            WeightKind::Matrix | WeightKind::Heads { .. } | WeightKind::Vector => device_bytes(slot, format),
         }
     }
 
@@ -170,16 +171,30 @@ impl ModelInfo {
         (0..self.states.len()).map(|i| self.position_bytes(i, kv)).sum()
     }
 
-    /// Bytes of a snapshot of recurrent state: 0 for models that remember only K and V.
-    pub fn snapshot_bytes(&self) -> usize {
-        self.state_buffers().map(|(_, width)| width * 4).sum()
+    /// Bytes of a snapshot of recurrent state at `len` tokens: 0 for models that remember only K and V. Only entries of
+    /// compressed attention grow with the length.
+    pub fn snapshot_bytes(&self, len: usize) -> usize {
+        self.state_buffers().map(|(_, state)| state.floats(len) * 4).sum()
+    }
+
+    /// Positions that a sequence can go back wherever it is, beside those of its K and V: what rings keep more than rows
+    /// see. `None` where nothing bounds it.
+    pub fn rolls_back(&self) -> Option<usize> {
+        let states = self.states.iter().filter_map(|state| match state {
+            LayerState::Kv { .. } | LayerState::Shared { .. } | LayerState::None => None,
+            LayerState::Compressed { .. } => Some(RING_SLACK),
+            LayerState::Conv { .. } | LayerState::Delta { .. } | LayerState::Ssm { .. } => Some(0),
+        });
+        states.min()
     }
 
     /// The pages of a layer's state, if it has any.
     pub(crate) fn page_spec(&self, layer: usize, kv: &KvLayout) -> Option<PageSpec> {
-        let LayerState::Kv { heads: kv_heads, dim: head_dim } = self.states[layer] else { return None };
+        let LayerState::Kv { heads: kv_heads, dim: head_dim, latent } = self.states[layer] else {
+            return None;
+        };
         let crate::KvPair { k, v } = self.kv_pair(kv, layer);
-        Some(PageSpec { kv_heads, head_dim, k, v, first: false })
+        Some(PageSpec { kv_heads, head_dim, k, v, first: false, latent })
     }
 
     /// Bytes of K and V that one position adds to a layer.
@@ -191,7 +206,7 @@ impl ModelInfo {
     /// attends to.
     pub fn macs_per_token(&self, position: usize) -> u64 {
         let products = self.slots.iter().map(|s| match s.kind {
-            WeightKind::Matrix => s.rows as u64 * s.cols as u64,
+            WeightKind::Matrix | WeightKind::Heads { .. } => s.rows as u64 * s.cols as u64,
             WeightKind::Experts { count } => (s.rows / count.max(1)) as u64 * s.cols as u64 * used(s),
             WeightKind::Table | WeightKind::Vector => 0,
         });
@@ -200,10 +215,18 @@ impl ModelInfo {
     }
 
     /// The formats that a layer with K and V gets: what `kv` wishes, but f16 where a vector is no whole number of groups,
-    /// and at least 8 bits where a window keeps the layer small anyway.
+    /// and at least 8 bits where a window keeps the layer small anyway. A latent is K and V at once: it gets the finer of
+    /// the two wishes, or f16 where latent and rotated dimensions are not each in whole groups.
     pub fn kv_pair(&self, kv: &crate::KvLayout, layer: usize) -> crate::KvPair {
         let crate::KvPair { k, v } = kv.wished(layer);
         let config = &self.config.layers[layer];
+        if let LayerState::Kv { heads, dim, latent: latent @ Some(_) } = self.states[layer] {
+            let [of_k, of_v] = [k, v].map(|format| format.vector_bytes(KV_GROUP));
+            let finer = if of_v > of_k { v } else { k };
+            let spec = PageSpec { k: finer, v: finer, latent, ..PageSpec::f16(heads, dim) };
+            let fits = finer.fits(dim) && spec.latent_fits();
+            return crate::KvPair::both(if fits { finer } else { KvFormat::F16 });
+        }
         let given = |format: KvFormat| match format {
             _ if !format.fits(config.head_dim) => KvFormat::F16,
             KvFormat::Q4 | KvFormat::Asym4 if config.window.is_some() => KvFormat::Q8,
@@ -245,15 +268,51 @@ impl ModelInfo {
         self.scratch.iter().map(|s| ([buffer_rows(s.rows, layout), s.width], s.layer))
     }
 
-    /// The buffers of recurrent state: which of [`ModelInfo::buffer_shapes`], and floats per sequence.
-    pub(crate) fn state_buffers(&self) -> impl Iterator<Item = (usize, usize)> {
-        let all = self.scratch.iter().enumerate();
-        all.filter(|(_, s)| s.rows == Rows::Sequences).map(|(i, s)| (i, s.width))
+    /// The buffers of recurrent state: which of [`ModelInfo::buffer_shapes`], and what they have of a sequence.
+    pub(crate) fn state_buffers(&self) -> impl Iterator<Item = (usize, StateShape)> {
+        let all = self.scratch.iter().enumerate().filter(|(_, s)| s.rows.remembers());
+        all.map(|(i, s)| match s.rows {
+            Rows::Entries { ratio, .. } => (i, StateShape { width: s.width, ratio: Some(ratio) }),
+            _ => (i, StateShape { width: s.width, ratio: None }),
+        })
     }
 
     /// Whether a layer remembers more than K and V, so that a sequence cannot be cut at any length.
     pub fn recurrent(&self) -> bool {
         self.state_buffers().next().is_some()
+    }
+}
+
+/// What a buffer of recurrent state has of a sequence.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct StateShape {
+    pub width: usize,
+    /// Positions of a row; one row for all of them where there is none.
+    pub ratio: Option<usize>,
+}
+
+impl StateShape {
+    /// Rows of a sequence, in a layout of so many tokens.
+    pub fn rows(&self, ctx_tokens: usize) -> usize {
+        self.ratio.map_or(1, |ratio| entry_room(ctx_tokens, ratio))
+    }
+
+    /// Floats that mean something at `len` tokens: the first of a sequence's rows.
+    pub fn floats(&self, len: usize) -> usize {
+        self.width * self.ratio.map_or(1, |ratio| len / ratio)
+    }
+}
+
+/// Bytes of a buffer that one decode step at `position` moves: what is remembered in fixed size is read and written.
+pub(crate) fn state_step_bytes(scratch: &Scratch, position: usize) -> u64 {
+    let width = 4 * scratch.width as u64;
+    match scratch.rows {
+        Rows::Sequences => 2 * width,
+        Rows::Entries { ratio, read } => {
+            let there = position / ratio.max(1);
+            width * read.map_or(there, |read| read.min(there)) as u64
+        }
+        Rows::Chunk | Rows::Logits | Rows::Routed { .. } => 0,
     }
 }
 
@@ -272,6 +331,7 @@ pub(crate) fn buffer_rows(rows: Rows, layout: &Layout) -> usize {
         Rows::Logits => layout.logit_rows,
         Rows::Routed { top_k } => layout.chunk_rows.saturating_mul(top_k),
         Rows::Sequences => layout.sequences,
+        Rows::Entries { ratio, .. } => layout.sequences.saturating_mul(entry_room(layout.ctx_tokens, ratio)),
     }
 }
 
@@ -314,8 +374,8 @@ pub(crate) fn file_bytes(slot: &Slot, format: Format) -> u64 {
 fn device_bytes(slot: &Slot, format: Format) -> u64 {
     match slot.kind {
         WeightKind::Matrix => packed_bytes(format, slot.rows, slot.cols),
-        // Each expert is packed by itself.
-        WeightKind::Experts { count } => {
+        // Each expert or head is packed by itself.
+        WeightKind::Experts { count } | WeightKind::Heads { count } => {
             packed_bytes(format, slot.rows / count.max(1), slot.cols) * count as u64
         }
         WeightKind::Vector => slot.cols as u64 * 4,
@@ -336,7 +396,28 @@ fn check(slot: &Slot, source: &dyn TensorSource, arch: &str) -> Result<Format> {
             check_tensor(&part.name, &part.shape, [part.rows, slot.cols], source, arch)
         }),
         None if slot.values == Values::Ones => Ok(Format::F32),
+        None if matches!(slot.values, Values::Ids { .. }) => check_ids(slot, source, arch),
         None => check_tensor(&slot.name, &slot.shape, [slot.rows, slot.cols], source, arch),
+    }
+}
+
+/// A table of ids may be of any type of integers; it is loaded as floats.
+fn check_ids(slot: &Slot, source: &dyn TensorSource, arch: &str) -> Result<Format> {
+    let name = slot.name.clone();
+    let Some(tensor) = source.tensor(&name) else {
+        let (rows, cols, arch) = (slot.rows, slot.cols, arch.to_string());
+        return Err(ModelError::MissingTensor { name, rows, cols, arch });
+    };
+    if tensor.shape != slot.shape {
+        let (expected, found) = (format!("{:?}", slot.shape), format!("{:?}", tensor.shape));
+        return Err(ModelError::TensorShape { name, expected, found });
+    }
+    match tensor.format {
+        Format::I8 | Format::I16 | Format::I32 | Format::I64 | Format::F32 => Ok(Format::F32),
+        other => {
+            let (expected, found) = ("integers".to_string(), other.to_string());
+            Err(ModelError::TensorFormat { name, expected, found })
+        }
     }
 }
 

@@ -27,7 +27,8 @@ mod state;
 pub use arch::{LayerState, known_architectures};
 pub use batch::{Batch, Row, SeqId};
 pub use config::{
-    Config, DeltaConfig, DeltaStored, LayerConfig, LongFactors, Mixer, RopeConfig, RopeScaling,
+    CompressedConfig, Config, DeltaConfig, DeltaStored, EntryConfig, IndexConfig, LatentConfig, LayerConfig,
+    LongFactors, Mixer, OutputGate, RopeConfig, RopeScaling, SsmConfig, StreamConfig,
 };
 pub use error::{ModelError, Result};
 pub use footprint::{Footprint, Line};

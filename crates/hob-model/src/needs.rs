@@ -126,6 +126,8 @@ pub enum Values {
     Every(usize),
     /// Not at all: they are ones, of a norm without weights.
     Ones,
+    /// As integers, of 0 and below this number.
+    Ids { below: usize },
 }
 
 impl Slot {
@@ -154,6 +156,21 @@ pub(crate) enum Rows {
     Routed { top_k: usize },
     /// `Layout::sequences`: what a layer remembers of each, wherever its pages do not.
     Sequences,
+    /// As many for each of `Layout::sequences` as there are whole blocks of `ratio` in `Layout::ctx_tokens`, at least one;
+    /// one token reads `read` of those there are, or all.
+    Entries { ratio: usize, read: Option<usize> },
+}
+
+impl Rows {
+    /// Whether it is memory of sequences.
+    pub fn remembers(self) -> bool {
+        matches!(self, Rows::Sequences | Rows::Entries { .. })
+    }
+}
+
+/// Entries that a sequence of `ctx_tokens` has room for.
+pub(crate) fn entry_room(ctx_tokens: usize, ratio: usize) -> usize {
+    (ctx_tokens / ratio).max(1)
 }
 
 /// A declared buffer, `[rows, width]` floats.
@@ -257,6 +274,13 @@ impl Needs {
         id
     }
 
+    /// A `[rows, cols]` table of whole numbers below `below`, as floats.
+    pub fn ids(&mut self, name: String, shape: [usize; 2], below: usize) -> WeightId {
+        let id = self.table(name, Group::Experts, shape);
+        self.slots[id.0].values = Values::Ids { below };
+        id
+    }
+
     /// A `[cols]` vector.
     pub fn vector(&mut self, name: String, cols: usize) -> WeightId {
         self.slot(name, WeightKind::Vector, Group::Vectors, [1, cols])
@@ -299,9 +323,9 @@ impl Needs {
         id
     }
 
-    /// The `[cols]` vector of negative rates of decay.
-    pub fn rates(&mut self, name: String, cols: usize, values: Values) -> WeightId {
-        let id = self.vector(name, cols);
+    /// Negative rates of decay, a vector that the file has in some shape.
+    pub fn rates(&mut self, name: String, shape: Vec<usize>, values: Values) -> WeightId {
+        let id = self.flat(name, shape.iter().product(), shape);
         self.slots[id.0].values = values;
         id
     }
@@ -323,6 +347,13 @@ impl Needs {
             values: Values::Plain,
             stacked: Some(Stacked { used: 0, forms }),
         })
+    }
+
+    /// A matrix of `[rows, cols]` for each of `count` heads, gathered as by [`Needs::gathered`].
+    pub fn heads(&mut self, count: usize, cols: usize, forms: Vec<Vec<Part>>) -> WeightId {
+        let id = self.gathered(Group::Attention, cols, forms);
+        self.slots[id.0].kind = WeightKind::Heads { count };
+        id
     }
 
     /// A vector of `len` values that the file has in more dimensions.
@@ -384,11 +415,20 @@ impl Needs {
     /// A layer's own buffer of what it remembers, one row per sequence. Rows of positions before 0 count as zero, so it
     /// is never cleared.
     pub fn state(&mut self, role: &'static str, width: usize) -> BufId {
+        self.remember(role, Rows::Sequences, width)
+    }
+
+    /// A layer's own buffer of an entry for every `ratio` positions of a sequence, of which one token reads `read`, or all.
+    pub fn entries(&mut self, role: &'static str, ratio: usize, width: usize, read: Option<usize>) -> BufId {
+        self.remember(role, Rows::Entries { ratio, read }, width)
+    }
+
+    fn remember(&mut self, role: &'static str, rows: Rows, width: usize) -> BufId {
         let layer = match self.section {
             Section::Layer(layer) => Some(layer),
             Section::Embedding | Section::Head => None,
         };
-        self.scratch.push(Scratch { role, rows: Rows::Sequences, width, layer });
+        self.scratch.push(Scratch { role, rows, width, layer });
         BufId(self.scratch.len() - 1)
     }
 

@@ -4,7 +4,7 @@
 use hob_compute::WeightKind;
 use hob_quant::Format;
 
-use crate::info::{buffer_rows, file_bytes, used};
+use crate::info::{buffer_rows, file_bytes, state_step_bytes, used};
 use crate::needs::{Group, Rows, Section};
 use crate::{Layout, ModelInfo, Slot};
 
@@ -71,20 +71,19 @@ impl ModelInfo {
         let placement = &layout.placement;
         let here = self.slots().filter(|(slot, _)| self.device_of(slot, placement) == device);
         let weights = here.map(|(slot, format)| self.step_bytes(slot, format));
-        let states = self.scratch.iter().filter(|s| s.rows == Rows::Sequences);
-        let states = states.filter(|s| s.layer.map_or(0, |l| placement.layer(l)) == device);
+        let states = self.scratch.iter().filter(|s| s.layer.map_or(0, |l| placement.layer(l)) == device);
         let layers = self.config.layers.iter().enumerate().filter(|(i, _)| placement.layer(*i) == device);
         let kv = layers.map(|(i, l)| {
             self.position_bytes(self.config.kv_layer(i), &layout.kv) * l.visible(position) as u64
         });
-        weights.sum::<u64>() + kv.sum::<u64>() + states.map(|s| 2 * 4 * s.width as u64).sum::<u64>()
+        weights.sum::<u64>() + kv.sum::<u64>() + states.map(|s| state_step_bytes(s, position)).sum::<u64>()
     }
 
     /// Multiply-accumulates of one token at `position` that device `device` does.
     pub fn device_macs_per_token(&self, position: usize, placement: &Placement, device: usize) -> u64 {
         let here = self.slots().filter(|(slot, _)| self.device_of(slot, placement) == device);
         let products = here.map(|(slot, _)| match slot.kind {
-            WeightKind::Matrix => slot.rows as u64 * slot.cols as u64,
+            WeightKind::Matrix | WeightKind::Heads { .. } => slot.rows as u64 * slot.cols as u64,
             WeightKind::Experts { count } => {
                 (slot.rows / count.max(1)) as u64 * slot.cols as u64 * used(slot)
             }
@@ -97,7 +96,7 @@ impl ModelInfo {
 
     /// Where the rows of a step change the device, in the order of the step.
     pub fn crossings(&self, placement: &Placement) -> Vec<Crossing> {
-        let (dim, layers) = (self.config.dim, &self.config.layers);
+        let (dim, layers) = (self.config.stream_width(), &self.config.layers);
         let inputs = self.config.layer_input.map_or(0, |width| width * layers.len());
         let mut way = Way { found: Vec::new(), at: placement.embed, inputs, informed: vec![placement.embed] };
         if inputs > 0 && placement.embed != 0 {
@@ -143,11 +142,11 @@ impl ModelInfo {
             layers.clone().any(|i| self.config.layers[i].experts.is_some() && placement.experts(i) == device);
         let head = placement.head == device;
         let here = |s: &&crate::needs::Scratch| match s.rows {
-            Rows::Sequences => false,
+            Rows::Sequences | Rows::Entries { .. } => false,
             Rows::Logits => head,
             Rows::Routed { .. } => mixes,
             // What crosses is no wider than the stream.
-            Rows::Chunk => computes || ((mixes || head) && s.width <= self.config.dim),
+            Rows::Chunk => computes || ((mixes || head) && s.width <= self.config.stream_width()),
         };
         let floats: u64 = self
             .scratch
@@ -161,7 +160,7 @@ impl ModelInfo {
 
     /// Bytes of recurrent state of device `device`.
     pub(crate) fn device_state(&self, layout: &Layout, device: usize) -> u64 {
-        let states = self.scratch.iter().filter(|s| s.rows == Rows::Sequences);
+        let states = self.scratch.iter().filter(|s| s.rows.remembers());
         let here = states.filter(|s| s.layer.map_or(0, |l| layout.placement.layer(l)) == device);
         here.map(|s| buffer_rows(s.rows, layout) as u64 * s.width as u64 * 4).sum()
     }

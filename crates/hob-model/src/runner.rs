@@ -101,7 +101,7 @@ impl Model {
         let sequences = Sequences::new(layout, info.config.layers.len(), pools, prefixes, 0);
         let mut model = Model {
             layout: layout.clone(),
-            states: room.states(&info),
+            states: room.states(&info, layout),
             exact: dev.info().exact,
             sequences,
             tokens: Vec::with_capacity(layout.chunk_rows),
@@ -154,16 +154,23 @@ impl Model {
         self.sequences.get(id).map(|s| s.len)
     }
 
-    /// Whether [`Model::truncate`] to `positions` would succeed: recurrent state can only be kept whole or dropped, and
-    /// layers with a window do not keep what has left it. [`Model::resume`] may still find such a prefix.
+    /// Whether [`Model::truncate`] to `positions` would succeed: recurrent state can only be kept whole or dropped, unless it
+    /// is [addressed by position](ModelInfo::rolls_back), and layers with a window do not keep what has left it. [`Model::resume`] may still find such a prefix.
     ///
     /// # Errors
     /// [`ModelError::UnknownSequence`].
     pub fn can_truncate(&self, id: SeqId, positions: usize) -> Result<bool> {
         let slot = self.sequences.slot(id)?;
         let held = self.sequences.at(slot).len;
-        if self.info.recurrent() && positions != 0 && positions != held {
-            return Ok(false);
+        if let Some(back) = self.info.rolls_back()
+            && positions != 0
+            && positions != held
+        {
+            let sequence = self.sequences.at(slot);
+            let known = sequence.state_len == held && sequence.reached <= positions.saturating_add(back);
+            if back == 0 || !known {
+                return Ok(false);
+            }
         }
         Ok(positions <= held && self.sequences.sees_all(slot, positions))
     }
@@ -178,7 +185,12 @@ impl Model {
         if positions < held && !self.can_truncate(id, positions)? {
             return Err(ModelError::Rollback { held, wanted: positions });
         }
-        self.sequences.truncate(id, positions)
+        self.sequences.truncate(id, positions)?;
+        let slot = self.sequences.slot(id)?;
+        if self.info.rolls_back().is_some() && positions > 0 && positions < held {
+            self.sequences.at_mut(slot).state_len = positions;
+        }
+        Ok(())
     }
 
     /// The buffer of logits, `[layout.logit_rows, vocab]`: rows that wanted them, in the order of the last batch.
@@ -376,6 +388,7 @@ impl Model {
             seqs: &seqs,
             slots: &self.slot_rows,
             logit_rows: &self.logit_rows,
+            ctx_tokens: self.layout.ctx_tokens,
         };
         let result = piece(self.arch.as_ref(), &mut step);
         self.seq_rows = recycle(seqs);

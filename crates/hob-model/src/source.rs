@@ -86,7 +86,7 @@ pub(crate) fn naming(file: &ModelFile) -> Naming {
 }
 
 /// A tensor of the language model: by its name, or by the name that multimodal checkpoints give it
-/// (`model.language_model.*` since transformers 5, `language_model.model.*` before).
+/// (`model.language_model.*` since transformers 5, `language_model.model.*` before), or Mamba's (`backbone.*`).
 pub(crate) fn find<'a>(file: &'a ModelFile, name: &str) -> Option<&'a TensorInfo> {
     if let Some(tensor) = file.tensor(name) {
         return Some(tensor);
@@ -95,7 +95,18 @@ pub(crate) fn find<'a>(file: &'a ModelFile, name: &str) -> Option<&'a TensorInfo
         return None;
     }
     let nested = name.strip_prefix("model.").map(|rest| format!("model.language_model.{rest}"));
-    nested.and_then(|name| file.tensor(&name)).or_else(|| file.tensor(&format!("language_model.{name}")))
+    let nested = nested.and_then(|name| file.tensor(&name));
+    let nested = nested.or_else(|| file.tensor(&format!("language_model.{name}")));
+    nested.or_else(|| file.tensor(&backbone(name)?))
+}
+
+/// A tensor's name in checkpoints of Mamba and its kin.
+fn backbone(name: &str) -> Option<String> {
+    Some(match name.strip_prefix("model.")? {
+        "embed_tokens.weight" => "backbone.embeddings.weight".to_string(),
+        "norm.weight" => "backbone.norm_f.weight".to_string(),
+        rest => format!("backbone.{rest}"),
+    })
 }
 
 /// The bytes of a slot, and their format: the tensor's own, a range of its rows, or F32 where its values are chosen or changed.
@@ -120,6 +131,14 @@ pub(crate) fn open_slot(
     };
     let fail = |problem: String| ModelError::Tensor { name: slot.name.clone(), problem };
     let mut bytes = source.open(tensor);
+    if let Values::Ids { below } = slot.values {
+        let values = decoded(tensor.format, &*bytes, slot.rows * slot.cols).map_err(fail)?;
+        let known = |id: &f32| (0.0..below as f32).contains(id) && id.fract() == 0.0;
+        return match values.iter().find(|id| !known(id)) {
+            Some(id) => Err(fail(format!("expected whole numbers below {below}, found {id}"))),
+            None => Ok(as_f32(values.into_iter())),
+        };
+    }
     if let Values::Every(step) = slot.values {
         let values = decoded(format, &*bytes, slot.shape.iter().product()).map_err(fail)?;
         return Ok(as_f32(values.into_iter().skip(slot.first).step_by(step)));
@@ -127,9 +146,10 @@ pub(crate) fn open_slot(
     if !slot.is_whole() {
         let before = match slot.kind {
             WeightKind::Vector => format.row_bytes(slot.first),
-            WeightKind::Matrix | WeightKind::Table | WeightKind::Experts { .. } => {
-                format.row_bytes(slot.cols).and_then(|b| b.checked_mul(slot.first))
-            }
+            WeightKind::Matrix
+            | WeightKind::Table
+            | WeightKind::Experts { .. }
+            | WeightKind::Heads { .. } => format.row_bytes(slot.cols).and_then(|b| b.checked_mul(slot.first)),
         };
         let length = format.row_bytes(slot.cols).and_then(|b| b.checked_mul(slot.rows));
         let (Some(start), Some(len)) = (before, length) else {
@@ -141,7 +161,7 @@ pub(crate) fn open_slot(
     let changed: fn(f32) -> f32 = match slot.values {
         Values::LessOne => |v| 1.0 + v,
         Values::LogOfNegative => |v| -v.exp(),
-        Values::Plain | Values::Every(_) | Values::Ones => return Ok((format, bytes)),
+        Values::Plain | Values::Every(_) | Values::Ones | Values::Ids { .. } => return Ok((format, bytes)),
     };
     let values = decoded(format, &*bytes, slot.cols).map_err(fail)?;
     Ok(as_f32(values.into_iter().map(changed)))

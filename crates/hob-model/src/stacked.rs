@@ -35,8 +35,8 @@ pub enum Stored {
     /// MXFP4, every `step`-th row: codes in the tensor `NAME_blocks`, `[.., cols / 32, 16]`, scales in `NAME_scales`,
     /// `[.., cols / 32]`; both of type U8. The part's shape is that of the weights.
     Blocks { step: usize },
-    /// As every `step`-th column of expert `expert`, from column `first` on.
-    Columns { expert: usize, step: usize },
+    /// As every `step`-th column of as many rows as the slot has columns, from row `row` and column `first` on.
+    Columns { row: usize, step: usize },
 }
 
 /// What rows that stand apart add to a slot.
@@ -130,7 +130,7 @@ fn turns(name: &str, half: Half, [count, rows, cols]: [usize; 3]) -> Vec<Vec<Par
         stored,
     };
     let blocks = |e: usize| part([count, all, cols], e * all + half.index, Stored::Blocks { step });
-    let columns = |e| part([count, cols, all], half.index, Stored::Columns { expert: e, step });
+    let columns = |e| part([count, cols, all], half.index, Stored::Columns { row: e * cols, step });
     vec![(0..count).map(blocks).collect(), (0..count).map(columns).collect()]
 }
 
@@ -157,7 +157,12 @@ pub(crate) fn check(
     for part in form {
         let found = match part.stored {
             Stored::Blocks { .. } => check_blocks(part, source)?,
-            Stored::Rows | Stored::Columns { .. } => one(part)?,
+            Stored::Rows => one(part)?,
+            // Blocks lie along rows: turned, the values stand alone.
+            Stored::Columns { .. } => match one(part)? {
+                format if format.block_len() == 1 => format,
+                _ => Format::F16,
+            },
         };
         let expected: Format = *first.get_or_insert(found);
         if found != expected {
@@ -216,14 +221,15 @@ pub(crate) fn open(
             links.push(Link { bytes: Arc::new(bytes), start: 0, end });
             continue;
         }
+        let tensor = source.tensor(&part.name).ok_or_else(|| missing(&part.name))?;
         let bytes = match &last {
             Some((name, bytes)) if *name == part.name => bytes.clone(),
-            _ => source.open(source.tensor(&part.name).ok_or_else(|| missing(&part.name))?),
+            _ => source.open(tensor),
         };
         last = Some((&part.name, bytes.clone()));
         links.push(match part.stored {
-            Stored::Columns { expert, step } => {
-                let bytes = columns(part, (expert, step), slot.cols, (format, bytes));
+            Stored::Columns { row, step } => {
+                let bytes = columns(part, (row, step), slot.cols, ([tensor.format, format], bytes))?;
                 Link { bytes: Arc::new(bytes), start: 0, end }
             }
             _ => Link { bytes, start: part.first as u64 * row, end },
@@ -235,17 +241,20 @@ pub(crate) fn open(
     })
 }
 
+/// `formats` are those of the tensor and of the slot.
 fn columns(
     part: &Part,
-    (expert, step): (usize, usize),
+    (row, step): (usize, usize),
     cols: usize,
-    (format, bytes): (Format, Arc<dyn ByteSource>),
-) -> Columns {
-    // Such tensors are floats: see `ModelInfo`.
-    let (value, width) = (format.block_bytes(), step * part.rows);
-    let start = (expert * cols * width * value) as u64;
-    let (first, rows) = (part.first, part.rows);
-    Columns { bytes, start, value, width, first, step, rows, cols, turned: Mutex::new(None) }
+    (formats, bytes): ([Format; 2], Arc<dyn ByteSource>),
+) -> Result<Columns> {
+    let (first, rows, width) = (part.first, part.rows, step * part.rows);
+    let Some(row_bytes) = formats[0].row_bytes(width) else {
+        let problem = format!("{width} columns do not make whole blocks of {}", formats[0]);
+        return Err(ModelError::Tensor { name: part.name.clone(), problem });
+    };
+    let (start, turned) = ((row * row_bytes) as u64, Mutex::new(None));
+    Ok(Columns { bytes, start, formats, width, first, step, rows, cols, turned })
 }
 
 #[cfg(test)]

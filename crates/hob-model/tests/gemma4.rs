@@ -10,7 +10,7 @@ use common::*;
 use hob_compute::reference::Reference;
 use hob_compute::{ByteSource, Compute};
 use hob_files::{ModelFile, TensorInfo};
-use hob_gpu::{Gpu, GpuConfig, adapters};
+use hob_gpu::{Gpu, GpuConfig};
 use hob_model::config::{DenseShape, ValueSource};
 use hob_model::{
     Config, KvLayout, LayerState, Layout, Model, ModelError, ModelInfo, Naming, TensorSource, Values,
@@ -40,7 +40,7 @@ fn layers_that_share_hold_no_pages() {
 }
 
 fn kv(dim: usize) -> LayerState {
-    LayerState::Kv { heads: 1, dim }
+    LayerState::Kv { heads: 1, dim, latent: None }
 }
 
 #[test]
@@ -190,10 +190,7 @@ fn wide_heads_are_the_oracles() {
 
 #[test]
 fn wide_heads_run_on_a_gpu() {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
+    let Some(adapter) = hob_gpu::test_adapter() else {
         return;
     };
     let prompt = tokens(3, 40, 64);

@@ -8,19 +8,14 @@ use std::sync::Arc;
 use common::*;
 use hob_compute::{Compute, Pick, Picked, Token};
 use hob_files::ModelFile;
-use hob_gpu::{Gpu, GpuConfig, adapters};
+use hob_gpu::{Gpu, GpuConfig};
 use hob_model::{Batch, Image, KvLayout, KvPair, Layout, Model, Row};
 use hob_quant::{Format, KvFormat};
 use hob_testkit::tiny::TinySpec;
 
 /// The software adapter where there is one, unless `HOB_TEST_ADAPTER` names another by its index.
 fn gpu(exact: bool) -> Option<Gpu> {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
-        return None;
-    };
+    let adapter = hob_gpu::test_adapter()?;
     let config = GpuConfig { adapter, exact, ..GpuConfig::default() };
     Some(Gpu::open(&config).expect("the adapter opens"))
 }
@@ -40,7 +35,9 @@ const EXACT: f64 = 1e-9;
 
 #[test]
 fn every_architecture_is_as_on_the_cpu_in_any_chunks() {
-    for name in goldens() {
+    let software = gpu(true).is_none_or(|dev| dev.facts().software);
+    // 27 tiny layers are many dispatches, and the same kernels as deepseek_v3's 4.
+    for name in goldens().into_iter().filter(|name| !(software && name == "deepseek_v2_lite")) {
         let tiny = golden(&name, true);
         let prompt = tokens(1, 90, tiny.vocab);
         // Compiling kernels is what takes long on a software adapter, token by token as well. A shorter context may have

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use hob_compute::{Compute, Pick, Picked, Token};
-use hob_gpu::{Gpu, GpuConfig, adapters};
+use hob_gpu::{Gpu, GpuConfig};
 use hob_model::{Batch, Model, Row};
 use hob_quant::Format;
 use hob_testkit::alloc::{CountingAllocator, measure_process};
@@ -16,10 +16,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
 fn a_rehearsed_model_makes_nothing_on_the_device_and_steps_do_not_grow_the_heap() {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
+    let Some(adapter) = hob_gpu::test_adapter() else {
         return;
     };
     let mut dev = Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() }).expect("the adapter opens");

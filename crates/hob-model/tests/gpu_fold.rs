@@ -4,18 +4,13 @@
 mod common;
 
 use common::*;
-use hob_gpu::{Gpu, GpuConfig, adapters};
+use hob_gpu::{Gpu, GpuConfig};
 use hob_model::LayerConfig;
 use hob_quant::Format;
 
 /// The software adapter where there is one, unless `HOB_TEST_ADAPTER` names another by its index.
 fn gpu() -> Option<Gpu> {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
-        return None;
-    };
+    let adapter = hob_gpu::test_adapter()?;
     Some(Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() }).expect("the adapter opens"))
 }
 

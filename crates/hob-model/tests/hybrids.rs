@@ -12,7 +12,9 @@ use hob_compute::{Compute, DeltaShape, KeyHeads, WeightKind};
 use hob_files::ModelFile;
 use hob_files::gguf_write::Writer;
 use hob_model::config::{DenseShape, ExpertShape};
-use hob_model::{Config, DeltaConfig, DeltaStored, KvLayout, LayerState, Mixer, Model, ModelInfo, Naming};
+use hob_model::{
+    Config, DeltaConfig, DeltaStored, KvLayout, LayerState, Mixer, Model, ModelInfo, Naming, OutputGate,
+};
 use hob_quant::Format;
 use hob_testkit::temp::TempDir;
 
@@ -129,7 +131,7 @@ fn a_snapshot_continues_bit_by_bit() {
         let first = bench.open();
         bench.feed(first, &text[..100], 64);
         let snapshot = bench.model.snapshot(bench.dev.as_mut(), first).expect("a state");
-        assert_eq!(snapshot.len(), bench.model.info().snapshot_bytes());
+        assert_eq!(snapshot.len(), bench.model.info().snapshot_bytes(100));
         let image = bench.model.export(bench.dev.as_mut(), first, 0..100).expect("positions");
         let expected = bench.feed(first, &text[100..], 64);
         bench.model.truncate(first, 0).expect("always possible");
@@ -201,7 +203,7 @@ fn figures_by_hand() {
     let shape =
         DeltaShape { key_heads: 2, value_heads: 4, key_dim: 16, value_dim: 16, sharing: KeyHeads::Tiled };
     assert_eq!(info.states()[0], LayerState::Delta { shape, taps: 4 });
-    assert_eq!(info.states()[3], LayerState::Kv { heads: 2, dim: 32 });
+    assert_eq!(info.states()[3], LayerState::Kv { heads: 2, dim: 32, latent: None });
     assert_eq!(info.kv_bytes_per_token(&KvLayout::default()), 2 * 2 * 32 * 2);
     // Per layer 64 columns: q, k, v, z, beta, decay, out; attention with a gate; feed-forward; the head.
     let delta = 64 * (128 + 64 + 4 + 4 + 64) + 3 * 4 * 16 * 16 + 128 * 4;
@@ -239,7 +241,7 @@ fn configs_are_read_in_every_dialect() {
     let drafting = changed("qwen3_5", |json| json["mtp_num_hidden_layers"] = 1.into()).expect("a config");
     assert_eq!((drafting.drafting, drafting.layers.len()), (1, 4));
     assert_eq!(plain.ropes[0].rotary, 16);
-    assert!(plain.layers[3].gated && plain.layers[3].mixer == Mixer::Attention);
+    assert!(plain.layers[3].gate == OutputGate::Values && plain.layers[3].mixer == Mixer::Attention);
 }
 
 #[test]

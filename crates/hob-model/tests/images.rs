@@ -33,7 +33,7 @@ fn store(bench: &mut Bench, id: SeqId, prompt: &[u32]) -> Stored {
         images.push(image);
     }
     let state = bench.model.snapshot(bench.dev.as_mut(), id).expect("a state");
-    assert_eq!(state.len(), bench.model.info().snapshot_bytes());
+    assert_eq!(state.len(), bench.model.info().snapshot_bytes(PROMPT));
     Stored { images, state }
 }
 

@@ -19,7 +19,8 @@ use hob_model::{
 use hob_quant::Format;
 use hob_testkit::temp::TempDir;
 
-const ALL: [&str; 7] = ["qwen3_moe", "lfm2", "lfm2_moe", "mixtral", "glm4_moe", "gpt_oss", "gemma4_moe"];
+const ALL: [&str; 8] =
+    ["qwen3_moe", "lfm2", "lfm2_moe", "mixtral", "glm4_moe", "gpt_oss", "gemma4_moe", "deepseek_v3"];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)

@@ -9,7 +9,7 @@ use common::*;
 use hob_compute::reference::Reference;
 use hob_compute::{Compute, HeldBytes, Pick, Picked, Placed, Token};
 use hob_files::ModelFile;
-use hob_gpu::{Gpu, GpuConfig, adapters};
+use hob_gpu::{Gpu, GpuConfig};
 use hob_model::{Batch, KvLayout, KvPair, Layout, Model, ModelError, ModelInfo, Placement, Row};
 use hob_quant::{Format, KvFormat};
 use hob_testkit::temp::TempDir;
@@ -231,12 +231,7 @@ fn weights_do_not_move_once_they_are_loaded() {
 
 /// The software adapter where there is one, unless `HOB_TEST_ADAPTER` names another by its index.
 fn gpu() -> Option<Gpu> {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
-        return None;
-    };
+    let adapter = hob_gpu::test_adapter()?;
     Some(Gpu::open(&GpuConfig { adapter, exact: true, ..GpuConfig::default() }).expect("the adapter opens"))
 }
 

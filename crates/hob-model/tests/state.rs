@@ -382,7 +382,7 @@ fn snapshots_stay_within_their_budget_and_the_used_ones_last() {
     let prompt = tokens(62, 600, tiny.vocab);
     let layout = cached(640, 1, 256);
     let mut bench = Bench::of(&tiny, device(2), &layout);
-    let bytes = bench.model.info().snapshot_bytes() as u64;
+    let bytes = bench.model.info().snapshot_bytes(100) as u64;
     let budget = bench.model.info().footprint(&layout).state
         - bench.model.info().footprint(&Layout { cached_tokens: 0, ..layout.clone() }).state;
     let most = (budget / bytes) as usize;

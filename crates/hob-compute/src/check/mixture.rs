@@ -10,7 +10,19 @@ pub const MAX_EXPERTS: usize = 1 << 16;
 ///
 /// # Errors
 /// Rows that do not match, or a rule that the experts cannot satisfy.
-pub fn route(args: &Route, logits: Shape, vectors: [Option<usize>; 2], out: Shape) -> Result<()> {
+pub fn route(
+    args: &Route,
+    logits: Shape,
+    vectors: [Option<usize>; 2],
+    chosen: Option<Shape>,
+    out: Shape,
+) -> Result<()> {
+    if let Some(chosen) = chosen {
+        need_rows("route", "chosen ids", args.rows, chosen)?;
+        need_width("route", "chosen ids", args.rule.top_k, chosen)?;
+        let apart = args.chosen != Some(args.logits) && args.chosen != Some(args.out);
+        need(apart, "route", || "chosen ids in a buffer of their own".into(), || "one in two roles".into())?;
+    }
     need_rows("route", "logits", args.rows, logits)?;
     need_rows("route", "an output", args.rows, out)?;
     need_width("route", "an output", args.rule.top_k.saturating_mul(2), out)?;
@@ -68,11 +80,13 @@ pub fn expert_weight(spec: &WeightSpec) -> Result<(usize, Shape)> {
     }
 }
 
+/// Experts without a gate have the shape of `up` twice.
+///
 /// # Errors
 /// Weights of different numbers of experts.
-pub fn expert_weights([gate, up, down]: [&WeightSpec; 3]) -> Result<ExpertShapes> {
+pub fn expert_weights(gate: Option<&WeightSpec>, [up, down]: [&WeightSpec; 2]) -> Result<ExpertShapes> {
     let [(count, gate), (other, up), (third, down)] =
-        [expert_weight(gate)?, expert_weight(up)?, expert_weight(down)?];
+        [expert_weight(gate.unwrap_or(up))?, expert_weight(up)?, expert_weight(down)?];
     need(
         count == other && count == third,
         "experts",
@@ -107,7 +121,7 @@ pub struct ExpertBufs {
 }
 
 /// # Errors
-/// Rows or widths that do not meet, or a buffer in two roles.
+/// Rows or widths that do not meet, biases of experts without a gate, or a buffer in two roles.
 pub fn experts(args: &Experts, weights: &ExpertShapes, bufs: &ExpertBufs) -> Result<()> {
     const VERB: &str = "experts";
     let ExpertShapes { count, gate, up, down } = *weights;
@@ -117,6 +131,12 @@ pub fn experts(args: &Experts, weights: &ExpertShapes, bufs: &ExpertBufs) -> Res
         VERB,
         || format!("down of {} columns, as gate has rows", gate.rows),
         || format!("{}", down.width),
+    )?;
+    need(
+        args.gate.is_some() || args.biases.is_none(),
+        VERB,
+        || "no biases, since there is no gate".into(),
+        || "biases".into(),
     )?;
     need(
         (1..=count).contains(&args.top_k),

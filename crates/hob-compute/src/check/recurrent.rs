@@ -1,13 +1,19 @@
-//! The checks of `short_conv` and `delta_net`.
+//! The checks of `short_conv`, `delta_net` and `ssm_scan`.
 
 use super::{Shape, need, need_rows, need_width};
-use crate::{Buf, ConvForm, DeltaNet, DeltaShape, Result, ShortConv, SlotRows};
+use crate::{Buf, ConvForm, DeltaNet, DeltaShape, Result, ShortConv, SlotRows, SsmScan, SsmShape};
 
-/// Gives the number of taps. `taps` is the length of the weight vector.
+/// Gives the number of taps. `taps` and `bias` are the lengths of the weight vectors.
 ///
 /// # Errors
 /// Widths that do not meet, rows outside the batch or out of order, a slot that the state does not have.
-pub fn short_conv(args: &ShortConv, x: Shape, taps: usize, state: Shape, out: Shape) -> Result<usize> {
+pub fn short_conv(
+    args: &ShortConv,
+    x: Shape,
+    (taps, bias): (usize, Option<usize>),
+    state: Shape,
+    out: Shape,
+) -> Result<usize> {
     const VERB: &str = "short_conv";
     let dim = out.width;
     let count = taps / dim;
@@ -20,6 +26,9 @@ pub fn short_conv(args: &ShortConv, x: Shape, taps: usize, state: Shape, out: Sh
     let parts = if args.form == ConvForm::Gated { 3 } else { 1 };
     need_width(VERB, "an input", dim.saturating_mul(parts), x)?;
     need_width(VERB, "a state", taps - dim, state)?;
+    if let Some(width) = bias {
+        need_width(VERB, "a bias", dim, Shape { rows: 1, width })?;
+    }
     different(VERB, &[args.x, args.state, args.out])?;
     seqs(VERB, args.seqs, x.rows.min(out.rows), state)?;
     Ok(count)
@@ -36,34 +45,37 @@ pub struct DeltaBufs {
     pub out: Shape,
 }
 
-/// `vectors` are the lengths of rate, bias and norm.
+/// Gives how many decays a head has. `vectors` are the lengths of rate, bias and norm.
 ///
 /// # Errors
 /// As [`short_conv`], and heads that [`delta_shape`] refuses.
-pub fn delta_net(args: &DeltaNet, bufs: &DeltaBufs, vectors: [usize; 3]) -> Result<()> {
+pub fn delta_net(args: &DeltaNet, bufs: &DeltaBufs, vectors: [usize; 3]) -> Result<usize> {
     const VERB: &str = "delta_net";
     let shape = &args.shape;
     delta_shape(shape)?;
+    // Of a head, or of each channel of its keys.
+    let decays = if bufs.decay.width == shape.value_heads * shape.key_dim { shape.key_dim } else { 1 };
     need_width(VERB, "q, k and v", shape.channels(), bufs.qkv)?;
     need_width(VERB, "a state", shape.state(), bufs.state)?;
     for (what, width, found) in [
         ("a gate", shape.width(), bufs.z),
         ("beta", shape.value_heads, bufs.beta),
-        ("decay", shape.value_heads, bufs.decay),
+        ("decay", shape.value_heads * decays, bufs.decay),
         ("an output", shape.width(), bufs.out),
     ] {
         need_width(VERB, what, width, found)?;
     }
     let [rate, bias, norm] = vectors.map(|width| Shape { rows: 1, width });
     need_width(VERB, "a rate", shape.value_heads, rate)?;
-    need_width(VERB, "a bias", shape.value_heads, bias)?;
+    need_width(VERB, "a bias", shape.value_heads * decays, bias)?;
     need_width(VERB, "a norm", shape.value_dim, norm)?;
     different(VERB, &[args.qkv, args.z, args.beta, args.decay, args.state, args.out])?;
     let rows = args.seqs.iter().map(|s| s.row.saturating_add(s.rows)).max().unwrap_or(0);
     for found in [bufs.z, bufs.beta, bufs.decay] {
         need_rows(VERB, "an input", rows, found)?;
     }
-    seqs(VERB, args.seqs, bufs.qkv.rows.min(bufs.out.rows), bufs.state)
+    seqs(VERB, args.seqs, bufs.qkv.rows.min(bufs.out.rows), bufs.state)?;
+    Ok(decays)
 }
 
 /// # Errors
@@ -94,13 +106,84 @@ pub fn delta_shape(shape: &DeltaShape) -> Result<()> {
     Ok(())
 }
 
-fn different(verb: &'static str, all: &[Buf]) -> Result<()> {
+/// Shapes of the buffers of an `ssm_scan`.
+#[derive(Copy, Clone, Debug)]
+pub struct SsmBufs {
+    pub xbc: Shape,
+    pub z: Shape,
+    pub dt: Shape,
+    pub state: Shape,
+    pub out: Shape,
+}
+
+/// `vectors` are the lengths of rate, bias, skip and norm.
+///
+/// # Errors
+/// As [`short_conv`], heads that [`ssm_shape`] refuses, and limits of steps that are none.
+pub fn ssm_scan(args: &SsmScan, bufs: &SsmBufs, vectors: [usize; 4]) -> Result<()> {
+    const VERB: &str = "ssm_scan";
+    let shape = &args.shape;
+    ssm_shape(shape)?;
+    ssm_limit(args.limit)?;
+    need_width(VERB, "x, B and C", shape.channels(), bufs.xbc)?;
+    need_width(VERB, "a gate", shape.width(), bufs.z)?;
+    need_width(VERB, "dt", shape.heads, bufs.dt)?;
+    need_width(VERB, "a state", shape.state(), bufs.state)?;
+    need_width(VERB, "an output", shape.width(), bufs.out)?;
+    let [rate, bias, skip, norm] = vectors.map(|width| Shape { rows: 1, width });
+    for (what, found) in [("a rate", rate), ("a bias", bias), ("a skip", skip)] {
+        need_width(VERB, what, shape.heads, found)?;
+    }
+    need_width(VERB, "a norm", shape.width(), norm)?;
+    different(VERB, &[args.xbc, args.z, args.dt, args.state, args.out])?;
+    let rows = args.seqs.iter().map(|s| s.row.saturating_add(s.rows)).max().unwrap_or(0);
+    for found in [bufs.z, bufs.dt] {
+        need_rows(VERB, "an input", rows, found)?;
+    }
+    seqs(VERB, args.seqs, bufs.xbc.rows.min(bufs.out.rows), bufs.state)
+}
+
+/// # Errors
+/// Dimensions that kernels do not have, or heads that groups do not divide.
+pub fn ssm_shape(shape: &SsmShape) -> Result<()> {
+    const VERB: &str = "ssm_scan";
+    let &SsmShape { heads, head_dim, state_dim, groups } = shape;
+    need(
+        groups >= 1 && heads >= 1 && heads.is_multiple_of(groups),
+        VERB,
+        || format!("heads in {groups} whole groups"),
+        || heads.to_string(),
+    )?;
+    let (lanes, most) = (SsmShape::LANES, SsmShape::MAX_DIM);
+    for (what, dim) in [("head", head_dim), ("state", state_dim)] {
+        need(
+            (1..=most).contains(&dim) && dim.is_multiple_of(lanes),
+            VERB,
+            || format!("a {what} dimension in multiples of {lanes}, at most {most}"),
+            || dim.to_string(),
+        )?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// Limits of steps between which nothing lies, or below 0, where the state would grow.
+pub fn ssm_limit([least, most]: [f32; 2]) -> Result<()> {
+    need(
+        least.is_finite() && least >= 0.0 && most >= least,
+        "ssm_scan",
+        || "steps between a number of at least 0 and one that is no smaller".into(),
+        || format!("{least}..={most}"),
+    )
+}
+
+pub(super) fn different(verb: &'static str, all: &[Buf]) -> Result<()> {
     let twice = (1..all.len()).any(|i| all[..i].contains(&all[i]));
     need(!twice, verb, || format!("{} different buffers", all.len()), || "one buffer in two roles".into())
 }
 
 /// Sequences in ascending rows of a batch of `rows`, in slots that the state has, no slot twice.
-fn seqs(verb: &'static str, seqs: &[SlotRows], rows: usize, state: Shape) -> Result<()> {
+pub(super) fn seqs(verb: &'static str, seqs: &[SlotRows], rows: usize, state: Shape) -> Result<()> {
     let mut next = 0usize;
     for (i, seq) in seqs.iter().enumerate() {
         let end = seq.row.saturating_add(seq.rows);

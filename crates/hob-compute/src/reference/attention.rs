@@ -32,6 +32,9 @@
 //! The relative error of a weighted sum is that of V's format and the weights' step: half of 1/255 of the largest weight in
 //! the block, of which an average takes the square root of how many there are.
 //!
+//! Where V is a part of K ([`PageSpec::latent`]) all of this holds for the values of K's first dimensions; a rotated V is
+//! turned back in the blocks that K was mixed in.
+//!
 //! An exact device keeps f32 and follows the rules of f16, without any rotation.
 
 use std::f32::consts::LOG2_E;
@@ -85,7 +88,7 @@ pub struct Partial {
     pub max: f32,
     /// Sum of `exp2(score - max)`.
     pub sum: f32,
-    /// `[head_dim]` V weighted by `exp2(score - max)`.
+    /// `[value_dim]` V weighted by `exp2(score - max)`.
     pub acc: Vec<f32>,
 }
 
@@ -194,7 +197,7 @@ impl<'a> Query<'a> {
             state.finish(out);
         }
         if rotated {
-            hadamard(out);
+            out.chunks_mut(self.spec.mixed_dims()).for_each(hadamard);
         }
         Ok(())
     }
@@ -206,7 +209,7 @@ impl<'a> Query<'a> {
             query.dot(format, page.vectors(at, self.kv_head)[0])
         };
         let (scores, max, sum) = self.softmax(visible.clone(), dot);
-        let mut acc = vec![0f32; self.spec.head_dim];
+        let mut acc = vec![0f32; self.spec.value_dim()];
         for block in visible.start / BLOCK_POSITIONS..visible.end.div_ceil(BLOCK_POSITIONS) {
             let start = block * BLOCK_POSITIONS;
             let here = visible.start.max(start)..visible.end.min(start + BLOCK_POSITIONS);
@@ -224,10 +227,10 @@ impl<'a> Query<'a> {
             self.q.iter().zip(k).fold(0f32, |acc, (x, &k)| x.mul_add(k, acc))
         };
         let (scores, max, sum) = self.softmax(visible.clone(), dot);
-        let mut acc = vec![0f32; self.spec.head_dim];
+        let mut acc = vec![0f32; self.spec.value_dim()];
         for (at, &p) in visible.zip(&scores) {
-            let v = &page[self.spec.v_at(self.kv_head, at)..][..self.spec.head_dim];
-            acc.iter_mut().zip(v).for_each(|(a, v)| *a = p.mul_add(*v, *a));
+            let v = (0..acc.len()).map(|dim| page[self.spec.v_at(self.kv_head, at, dim)]);
+            acc.iter_mut().zip(v).for_each(|(a, v)| *a = p.mul_add(v, *a));
         }
         Partial { max, sum, acc }
     }
@@ -252,8 +255,10 @@ impl<'p> Vectors<'p> {
     /// K and V of a KV head at position `at`.
     fn vectors(&self, at: usize, kv_head: usize) -> [&'p [u8]; 2] {
         let here = &self.image[self.spec.image_at(at, kv_head)..];
-        let bytes = |format: hob_quant::KvFormat| format.vector_bytes(self.spec.head_dim);
-        let (k, v) = here.split_at(bytes(self.spec.k_format(at / BLOCK_POSITIONS)));
-        [k, &v[..bytes(self.spec.v_format(at / BLOCK_POSITIONS))]]
+        let (k, v) = (self.spec.k_format(at / BLOCK_POSITIONS), self.spec.v_format(at / BLOCK_POSITIONS));
+        let (k, rest) = here.split_at(k.vector_bytes(self.spec.head_dim));
+        // Of a V that is a part of K the encoding is the beginning of K's: values and groups stand in order.
+        let v_from = if self.spec.latent.is_some() { k } else { rest };
+        [k, &v_from[..v.vector_bytes(self.spec.value_dim())]]
     }
 }

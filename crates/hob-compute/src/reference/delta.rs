@@ -38,9 +38,7 @@ pub fn unit(x: &[f32], scale: f32, out: &mut [f32]) {
 
 /// How strongly a row is written, and the logarithm of how much of the state stays.
 pub fn gates(beta: f32, decay: f32, rate: f32, bias: f32) -> (f32, f32) {
-    let x = decay + bias;
-    let softplus = x.max(0.0) + math::exp(-x.abs()).ln_1p();
-    (math::sigmoid(beta), rate * softplus)
+    (math::sigmoid(beta), rate * math::softplus(decay + bias))
 }
 
 /// Rows of one value head, ready for the rule.
@@ -53,7 +51,7 @@ pub struct Head<'a> {
     pub v: &'a [f32],
     /// `[rows]`: see [`gates`].
     pub beta: &'a [f32],
-    /// `[rows]`
+    /// `[rows]`, or `[rows, key_dim]` where every channel of the key fades by itself: see [`super::kda`].
     pub log_decay: &'a [f32],
     pub key_dim: usize,
     pub value_dim: usize,
@@ -63,6 +61,9 @@ impl Head<'_> {
     /// Row by row: `p = S^T k` and `w = S^T q` by fma over ascending key dimension; `u = b * (v - a * p)`;
     /// `S = fma(k, u, a * S)`; `o = fma(k . q, u, a * w)`. Fills `out`, `[rows, value_dim]`, and moves `s` on.
     pub fn recurrent(&self, s: &mut [f32], out: &mut [f32]) {
+        if self.by_channel() {
+            return self.recurrent_by_channel(s, out);
+        }
         let (dk, dv) = (self.key_dim, self.value_dim);
         for i in 0..self.beta.len() {
             let (q, k) = (&self.q[i * dk..][..dk], &self.k[i * dk..][..dk]);
@@ -87,6 +88,9 @@ impl Head<'_> {
     /// j <= i `o[i] = fma(D[i][j] * (q[i] . k[j]), u[j], o[i])`; `S = E[last] * S`, then for ascending i
     /// `S = fma(k[i] * D[last][i], u[i], S)`. Products of vectors are fma over ascending dimension.
     pub fn chunked(&self, s: &mut [f32], out: &mut [f32]) {
+        if self.by_channel() {
+            return self.chunked_by_channel(s, out);
+        }
         let (dk, dv, rows) = (self.key_dim, self.value_dim, self.beta.len());
         let mut sums = self.log_decay.to_vec();
         (1..rows).for_each(|i| sums[i] += sums[i - 1]);
@@ -145,7 +149,7 @@ impl Reference {
             state: shape(args.state)?,
             out: shape(args.out)?,
         };
-        check::delta_net(args, &bufs, [rate.len(), bias.len(), norm.len()])?;
+        let decays = check::delta_net(args, &bufs, [rate.len(), bias.len(), norm.len()])?;
         for seq in args.seqs {
             let len = args.shape.key_dim * args.shape.value_dim;
             let mut state = self.buffers.get(VERB, args.state)?.row(seq.slot).to_vec();
@@ -154,7 +158,8 @@ impl Reference {
             }
             for (h, s) in state.chunks_mut(len).enumerate() {
                 for piece in pieces(seq) {
-                    self.delta_piece(args, (h, rate[h], bias[h]), (&norm, args.eps), piece, s)?;
+                    let bias = &bias[h * decays..][..decays];
+                    self.delta_piece(args, (h, rate[h], bias), (&norm, args.eps), piece, s)?;
                 }
             }
             self.buffers.get_mut(VERB, args.state)?.row_mut(seq.slot).copy_from_slice(&state);
@@ -166,7 +171,7 @@ impl Reference {
     fn delta_piece(
         &mut self,
         args: &DeltaNet,
-        (h, rate, bias): (usize, f32, f32),
+        (h, rate, bias): (usize, f32, &[f32]),
         (norm, eps): (&[f32], f32),
         piece: Piece,
         s: &mut [f32],
@@ -182,10 +187,10 @@ impl Reference {
             unit(&x[at_q..][..dk], 1.0 / (dk as f32).sqrt(), &mut q[i * dk..][..dk]);
             unit(&x[at_k..][..dk], 1.0, &mut k[i * dk..][..dk]);
             v.extend_from_slice(&x[at_v..][..dv]);
-            let of = |buf| Ok(self.buffers.get(VERB, buf)?.row(row + i)[h]);
-            let (b, g) = gates(of(args.beta)?, of(args.decay)?, rate, bias);
-            beta.push(b);
-            log_decay.push(g);
+            let b = self.buffers.get(VERB, args.beta)?.row(row + i)[h];
+            let decay = &self.buffers.get(VERB, args.decay)?.row(row + i)[h * bias.len()..][..bias.len()];
+            beta.push(math::sigmoid(b));
+            log_decay.extend(decay.iter().zip(bias).map(|(decay, bias)| gates(b, *decay, rate, *bias).1));
         }
         let head =
             Head { q: &q, k: &k, v: &v, beta: &beta, log_decay: &log_decay, key_dim: dk, value_dim: dv };

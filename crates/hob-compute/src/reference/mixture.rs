@@ -17,6 +17,8 @@ pub struct RouteScratch {
 /// The vectors of a router, `[experts]` each.
 #[derive(Copy, Clone, Debug, Default)]
 pub struct RouteVectors<'a> {
+    /// Ids of the row's experts, where they are given.
+    pub chosen: Option<&'a [f32]>,
     /// Added for the selection.
     pub bias: Option<&'a [f32]>,
     /// What weights are multiplied by in the end.
@@ -37,20 +39,20 @@ pub fn route_row(
     p.clear();
     p.extend_from_slice(logits);
     probabilities(rule.gating, p, logits, exps);
-    rank.clear();
-    rank.extend(logits.iter().zip(p.iter()).enumerate().map(|(i, (&z, &p))| {
-        let rank = vectors.bias.map_or(p, |b| p + b[i]);
-        if z.is_nan() || rank.is_nan() { f32::NEG_INFINITY } else { rank }
-    }));
-    keep_groups(rule, rank, groups);
     let (ids, weights) = out.split_at_mut(rule.top_k);
-    for n in 0..rule.top_k {
-        let best = best(rank);
-        rank[best] = f32::NAN;
-        // Insertion keeps the ids ascending.
-        let at = ids[..n].iter().take_while(|&&id| id < best as f32).count();
-        ids.copy_within(at..n, at + 1);
-        ids[at] = best as f32;
+    if let Some(chosen) = vectors.chosen {
+        // Ids are checked where tables are loaded; one that no expert has must not leave the row.
+        let known = |id: f32| if (0.0..logits.len() as f32).contains(&id) { id.trunc() } else { 0.0 };
+        ids.iter_mut().zip(chosen).for_each(|(id, &c)| *id = known(c));
+        ids.sort_unstable_by(f32::total_cmp);
+    } else {
+        rank.clear();
+        rank.extend(logits.iter().zip(p.iter()).enumerate().map(|(i, (&z, &p))| {
+            let rank = vectors.bias.map_or(p, |b| p + b[i]);
+            if z.is_nan() || rank.is_nan() { f32::NEG_INFINITY } else { rank }
+        }));
+        keep_groups(rule, rank, groups);
+        select(rank, ids);
     }
     for (w, &id) in weights.iter_mut().zip(ids.iter()) {
         let id = id as usize;
@@ -67,6 +69,18 @@ pub fn route_row(
     weights.iter_mut().for_each(|w| *w *= rule.scale);
     if let Some(scales) = vectors.scales {
         weights.iter_mut().zip(ids.iter()).for_each(|(w, &id)| *w *= scales[id as usize]);
+    }
+}
+
+/// The ids of the highest ranks, ascending. They leave the running.
+fn select(rank: &mut [f32], ids: &mut [f32]) {
+    for n in 0..ids.len() {
+        let best = best(rank);
+        rank[best] = f32::NAN;
+        // Insertion keeps the ids ascending.
+        let at = ids[..n].iter().take_while(|&&id| id < best as f32).count();
+        ids.copy_within(at..n, at + 1);
+        ids[at] = best as f32;
     }
 }
 
@@ -141,11 +155,17 @@ impl Reference {
             |w: Option<Weight>| w.map(|w| self.weight("route", w, WeightKind::Vector)?.row(0)).transpose();
         let (bias, scales) = (vector(args.bias)?, vector(args.scales)?);
         let (logits, out) = (self.shape("route", args.logits)?, self.shape("route", args.out)?);
-        check::route(args, logits, [&bias, &scales].map(|v| v.as_ref().map(Vec::len)), out)?;
-        let vectors = RouteVectors { bias: bias.as_deref(), scales: scales.as_deref() };
+        let chosen = args.chosen.map(|c| self.shape("route", c)).transpose()?;
+        check::route(args, logits, [&bias, &scales].map(|v| v.as_ref().map(Vec::len)), chosen, out)?;
         let mut scratch = RouteScratch::default();
         for r in 0..args.rows {
             let logits = self.buffers.get("route", args.logits)?.row(r).to_vec();
+            let chosen = match args.chosen {
+                Some(buf) => Some(self.buffers.get("route", buf)?.row(r).to_vec()),
+                None => None,
+            };
+            let vectors =
+                RouteVectors { chosen: chosen.as_deref(), bias: bias.as_deref(), scales: scales.as_deref() };
             let out = self.buffers.get_mut("route", args.out)?.row_mut(r);
             let exps = |x: &mut [f32]| x.iter_mut().for_each(|x| *x = math::exp(*x));
             route_row(&args.rule, &logits, vectors, exps, &mut scratch, out);
@@ -156,8 +176,8 @@ impl Reference {
     pub(super) fn run_experts(&mut self, args: &Experts) -> Result<()> {
         const VERB: &str = "experts";
         let weight = |w| self.weights.get(VERB, w);
-        let (gate, up, down) = (weight(args.gate)?, weight(args.up)?, weight(args.down)?);
-        let shapes = check::expert_weights([&gate.spec, &up.spec, &down.spec])?;
+        let (gate, up, down) = (args.gate.map(weight).transpose()?, weight(args.up)?, weight(args.down)?);
+        let shapes = check::expert_weights(gate.map(|gate| &gate.spec), [&up.spec, &down.spec])?;
         let [x, routes, hidden, out] =
             [args.x, args.routes, args.hidden, args.out].map(|b| self.shape(VERB, b));
         check::experts(args, &shapes, &ExpertBufs { x: x?, routes: routes?, hidden: hidden?, out: out? })?;
@@ -190,8 +210,14 @@ impl Reference {
                     }
                     Ok(y)
                 };
-                let (g, u) = (product(gate, x, 0)?, product(up, x, 1)?);
-                let h: Vec<f32> = g.iter().zip(u).map(|(&g, u)| args.activation.gated(g, u)).collect();
+                let mut h = product(up, x, 1)?;
+                match gate {
+                    Some(gate) => {
+                        let g = product(gate, x, 0)?;
+                        h.iter_mut().zip(g).for_each(|(h, g)| *h = args.activation.gated(g, *h));
+                    }
+                    None => h.iter_mut().for_each(|h| *h = args.activation.alone(*h)),
+                }
                 let y = product(down, &h, 2)?;
                 sum.iter_mut().zip(y).for_each(|(o, y)| *o += w * y);
             }

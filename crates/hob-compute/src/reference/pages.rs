@@ -53,7 +53,7 @@ impl Pages {
     /// Bytes of an image of some positions.
     pub fn image_bytes(&self, range: Range<usize>) -> usize {
         match self.held {
-            Storage::Exact(_) => 4 * 2 * self.spec.kv_heads * self.spec.head_dim * range.len(),
+            Storage::Exact(_) => 4 * self.spec.position_values() * range.len(),
             Storage::Images(_) => self.spec.image_bytes(range),
         }
     }
@@ -99,7 +99,10 @@ impl Pages {
             for (x, side, format) in [
                 (k, spec.k, spec.k_format(at / BLOCK_POSITIONS)),
                 (v, spec.v, spec.v_format(at / BLOCK_POSITIONS)),
-            ] {
+            ]
+            .into_iter()
+            .take(spec.stored_vectors())
+            {
                 if let Storage::Exact(_) = self.held {
                     image.extend(x.iter().flat_map(|x| x.to_le_bytes()));
                     continue;

@@ -32,7 +32,9 @@ impl Reference {
         let taps = self.weight(VERB, args.taps, WeightKind::Vector)?;
         let (x, state) = (self.shape(VERB, args.x)?, self.shape(VERB, args.state)?);
         let out = self.shape(VERB, args.out)?;
-        let count = check::short_conv(args, x, taps.spec.cols, state, out)?;
+        let bias = args.bias.map(|w| self.weight(VERB, w, WeightKind::Vector)?.row(0)).transpose()?;
+        let lengths = (taps.spec.cols, bias.as_ref().map(Vec::len));
+        let count = check::short_conv(args, x, lengths, state, out)?;
         let (taps, dim, gated) = (taps.row(0)?, out.width, args.form == ConvForm::Gated);
         for seq in args.seqs {
             let x = self.buffers.get(VERB, args.x)?;
@@ -52,6 +54,7 @@ impl Reference {
                     let taps = &taps[c * count..(c + 1) * count];
                     let first = taps[0] * at(i, 0, c);
                     let sum = (1..count).fold(first, |sum, j| taps[j].mul_add(at(i, j, c), sum));
+                    let sum = bias.as_ref().map_or(sum, |bias| sum + bias[c]);
                     *out = if gated { x.row(seq.row + i)[dim + c] * sum } else { math::silu(sum) };
                 }
             }

@@ -3,7 +3,7 @@
 //! f32 and attending to that.
 //!
 //! `cargo run --release -p hob-cpu --example attend -- [threads] [prefill|decode|all] [heads kv_heads head_dim depth [window]]
-//! [--kv f16,q8,q4,q8/q4] [--dequantize]`
+//! [--kv f16,q8,q4,q8/q4] [--latent DIMS] [--dequantize]`. With `--latent` V is the first so many dimensions of K.
 
 #[cfg(target_arch = "x86_64")]
 mod dequantize;
@@ -37,26 +37,28 @@ struct Shape {
     window: Option<usize>,
     /// Of K and of V.
     kv: [KvFormat; 2],
+    /// Dimensions of a V that is a part of K.
+    latent: Option<usize>,
 }
 
 impl Shape {
     fn spec(&self) -> PageSpec {
         let [k, v] = self.kv;
-        PageSpec { kv_heads: self.kv_heads, head_dim: self.head_dim, k, v, first: false }
+        let Shape { kv_heads, head_dim, latent, .. } = *self;
+        PageSpec { kv_heads, head_dim, k, v, first: false, latent }
     }
 
     /// Multiply-adds of the last `rows` of `positions` positions.
     fn macs(&self, positions: usize, rows: usize) -> f64 {
         let seen = |p: usize| self.window.map_or(p, |w| w.min(p));
         let pairs: usize = (positions - rows + 1..=positions).map(seen).sum();
-        (2 * pairs * self.heads * self.head_dim) as f64
+        (pairs * self.heads * (self.head_dim + self.spec().value_dim())) as f64
     }
 
     /// Bytes of K and V that one row reads.
     fn bytes(&self, positions: usize) -> f64 {
         let seen = self.window.map_or(positions, |w| w.min(positions));
-        let each: usize = self.kv.iter().map(|f| f.vector_bytes(self.head_dim)).sum();
-        (seen * self.kv_heads * each) as f64
+        (seen * self.spec().position_bytes(PAGE_POSITIONS - 1)) as f64
     }
 
     /// Multiply-adds per nanosecond of one core in registers, half of them with K and half with V.
@@ -103,7 +105,7 @@ impl Sequence {
         }
         dev.free(kv)?;
         let width = shape.heads * shape.head_dim;
-        let (q, out) = (dev.alloc(rows, width)?, dev.alloc(rows, width)?);
+        let (q, out) = (dev.alloc(rows, width)?, dev.alloc(rows, shape.heads * spec.value_dim())?);
         dev.upload(q, 0, &queries(shape, rows))?;
         Ok(Sequence { pools, pages, q, out })
     }
@@ -206,7 +208,8 @@ fn line(
         if memory > compute { "memory" } else { "compute" },
     );
     #[cfg(target_arch = "x86_64")]
-    if dequantize && rows == 1 && shape.window.is_none() && dequantize::available() {
+    if dequantize && rows == 1 && shape.window.is_none() && shape.latent.is_none() && dequantize::available()
+    {
         let (then, apart) = sequence.dequantize(dev, shape, positions)?;
         println!(
             "        decoded to f32, then attended to: {:9.1} us, {:.1} times as long; results {apart:.1e} apart",
@@ -237,12 +240,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kv = formats(args.get(at + 1).ok_or("--kv wants formats, for example f16,q8,q8/q4")?)?;
         args.drain(at..at + 2);
     }
+    let mut latent = None;
+    if let Some(at) = args.iter().position(|a| a == "--latent") {
+        latent = Some(args.get(at + 1).ok_or("--latent wants dimensions, for example 512")?.parse()?);
+        args.drain(at..at + 2);
+    }
     let number = |i: usize| args.get(i).and_then(|a| a.parse::<usize>().ok());
     let threads = number(0).unwrap_or(1);
     let wanted = |what: &str| args.get(1).is_none_or(|o| o == what || o == "all");
     let mut dev = Cpu::new(&CpuConfig { threads, pin: true, ..CpuConfig::default() })?;
     println!("{:?}", dev.info());
-    let shape = |heads, kv_heads, head_dim, window| Shape { heads, kv_heads, head_dim, window, kv: kv[0] };
+    let shape = |heads, kv_heads, head_dim, window| {
+        let kv = kv[0];
+        Shape { heads, kv_heads, head_dim, window, kv, latent }
+    };
     let mut shapes = vec![
         shape(9, 3, 64, None),
         shape(4, 1, 256, None),

@@ -23,7 +23,9 @@ pub(super) fn append_kv(pages: &mut PagePools, args: &AppendKv, (k, v): (&[f32],
                 for dim in 0..spec.head_dim {
                     let from = (seq.row + i) * width + head * spec.head_dim + dim;
                     target[spec.k_at(head, at, dim)] = k[from];
-                    target[spec.v_at(head, at) + dim] = v[from];
+                    if spec.latent.is_none() {
+                        target[spec.v_at(head, at, dim)] = v[from];
+                    }
                 }
             }
         }
@@ -38,21 +40,13 @@ pub(super) fn copy_page(pages: &mut PagePools, from: Page, to: Page, positions: 
     let pool = pages.get_mut("copy_page", to.pool)?;
     let span = pool.span(to.index);
     let target = &mut pool.floats[span];
-    for head in 0..spec.kv_heads {
-        for at in 0..positions {
-            for dim in 0..spec.head_dim {
-                for value in [spec.k_at(head, at, dim), spec.v_at(head, at) + dim] {
-                    target[value] = source[value];
-                }
-            }
-        }
-    }
+    spec.values_of(0..positions).for_each(|value| target[value] = source[value]);
     Ok(())
 }
 
 /// Bytes of an image of some positions.
 pub(super) fn image_bytes(spec: &PageSpec, range: Range<usize>) -> usize {
-    4 * 2 * spec.kv_heads * spec.head_dim * range.len()
+    4 * spec.position_values() * range.len()
 }
 
 /// Appends the image of some positions of a page.
@@ -70,7 +64,7 @@ pub(super) fn write(spec: &PageSpec, page: &mut [f32], range: Range<usize>, imag
 pub(super) fn attend(
     pool: &Pool,
     pages: &PagePools,
-    args: &Attend,
+    (args, of): (&Attend, PageSpec),
     sinks: Option<&[f32]>,
     (q, out): (&[f32], &mut [f32]),
 ) {
@@ -78,17 +72,17 @@ pub(super) fn attend(
     for seq in args.seqs {
         each_unit(pool, seq.rows * args.heads, &|_, unit| {
             let (i, head) = (unit / args.heads, unit % args.heads);
-            let start = ((seq.row + i) * args.heads + head) * args.head_dim;
-            let range = start..start + args.head_dim;
-            let spec = PageSpec::f16(args.kv_heads, args.head_dim);
-            let query = Query::new(args, spec, head, &q[range.clone()], sinks.map(|s| s[head]));
+            let at = (seq.row + i) * args.heads + head;
+            let spec = PageSpec { latent: of.latent, ..PageSpec::f16(args.kv_heads, args.head_dim) };
+            let q = &q[at * args.head_dim..][..args.head_dim];
+            let query = Query::new(args, spec, head, q, sinks.map(|s| s[head]));
             let page = |p: usize| {
                 let page = seq.pages[p];
                 let pool = pages.get("attend", page.pool)?;
                 Ok(Held::Exact(&pool.floats[pool.span(page.index)]))
             };
             // SAFETY: every unit is another head of another row.
-            let out = unsafe { out.part(range) };
+            let out = unsafe { out.part(at * spec.value_dim()..(at + 1) * spec.value_dim()) };
             // Every page was found when the arguments were checked.
             let found = query.attend(seq.position + i, page, out);
             debug_assert!(found.is_ok());

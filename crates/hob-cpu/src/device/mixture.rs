@@ -6,7 +6,7 @@ use hob_compute::check::mixture as check;
 use hob_compute::reference::mixture::RouteVectors;
 use hob_compute::{ByteSource, ComputeError, Experts, Result, Route, Weight, WeightKind, WeightSpec};
 
-use super::{Cpu, Loaded, Tensor};
+use super::{Buffer, Cpu, Loaded, Tensor};
 use crate::linear::{LoadCtx, Matrix, experts};
 use crate::verb::route;
 
@@ -57,21 +57,36 @@ fn matrices(tensor: &Tensor) -> Result<&[Matrix]> {
 
 pub(super) fn route(cpu: &mut Cpu, args: &Route) -> Result<()> {
     let vector = |w: Option<Weight>| w.map(|w| cpu.weights.get("route", w)?.vector("route")).transpose();
-    let vectors = RouteVectors { bias: vector(args.bias)?, scales: vector(args.scales)? };
+    let (bias, scales) = (vector(args.bias)?, vector(args.scales)?);
     let (logits, out) = (cpu.shape("route", args.logits)?, cpu.shape("route", args.out)?);
-    let lengths = [vectors.bias, vectors.scales].map(|v| v.map(<[f32]>::len));
-    check::route(args, logits, lengths, out)?;
-    let [from, to] = cpu.buffers.get_disjoint_mut("route", [args.logits, args.out])?;
-    let logits = (from.rows(args.rows), logits.width);
-    route::route(&cpu.pool, cpu.isa, &args.rule, logits, vectors, to.rows_mut(args.rows));
+    let lengths = [bias, scales].map(|v| v.map(<[f32]>::len));
+    let chosen = args.chosen.map(|c| cpu.shape("route", c)).transpose()?;
+    check::route(args, logits, lengths, chosen, out)?;
+    let width = logits.width;
+    let run = |from: &Buffer, chosen: Option<&Buffer>, to: &mut Buffer| {
+        let vectors = RouteVectors { chosen: chosen.map(|c| c.rows(args.rows)), bias, scales };
+        let logits = (from.rows(args.rows), width);
+        route::route(&cpu.pool, cpu.isa, &args.rule, logits, vectors, to.rows_mut(args.rows));
+    };
+    match args.chosen {
+        Some(chosen) => {
+            let handles = [args.logits, chosen, args.out];
+            let [from, chosen, to] = cpu.buffers.get_disjoint_mut("route", handles)?;
+            run(from, Some(chosen), to);
+        }
+        None => {
+            let [from, to] = cpu.buffers.get_disjoint_mut("route", [args.logits, args.out])?;
+            run(from, None, to);
+        }
+    }
     cpu.touch("route", args.out)
 }
 
 pub(super) fn experts(cpu: &mut Cpu, args: &Experts) -> Result<()> {
     const VERB: &str = "experts";
     let weight = |w: Weight| cpu.weights.get(VERB, w);
-    let (gate, up, down) = (weight(args.gate)?, weight(args.up)?, weight(args.down)?);
-    let shapes = check::expert_weights([&gate.spec, &up.spec, &down.spec])?;
+    let (gate, up, down) = (args.gate.map(weight).transpose()?, weight(args.up)?, weight(args.down)?);
+    let shapes = check::expert_weights(gate.map(|gate| &gate.spec), [&up.spec, &down.spec])?;
     let bufs = check::ExpertBufs {
         x: cpu.shape(VERB, args.x)?,
         routes: cpu.shape(VERB, args.routes)?,
@@ -95,7 +110,7 @@ pub(super) fn experts(cpu: &mut Cpu, args: &Experts) -> Result<()> {
         rows: args.rows,
         routes: routes.rows(args.rows),
         top_k: args.top_k,
-        gate: matrices(gate)?,
+        gate: gate.map_or(Ok(&[][..]), matrices)?,
         up: matrices(up)?,
         down: matrices(down)?,
         biases,

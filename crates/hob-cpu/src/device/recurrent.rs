@@ -1,17 +1,19 @@
-//! Borrowing what `short_conv` and `delta_net` need.
+//! Borrowing what `short_conv`, `delta_net` and `ssm_scan` need.
 
-use hob_compute::check::recurrent::{self as check, DeltaBufs};
-use hob_compute::{DeltaNet, Result, ShortConv};
+use hob_compute::check::recurrent::{self as check, DeltaBufs, SsmBufs};
+use hob_compute::{DeltaNet, Result, ShortConv, SsmScan};
 
 use super::Cpu;
-use crate::verb::{delta, short_conv};
+use crate::verb::{delta, short_conv, ssm};
 
 pub(super) fn short_conv(cpu: &mut Cpu, args: &ShortConv) -> Result<()> {
     const VERB: &str = "short_conv";
     let tensor = cpu.weights.get(VERB, args.taps)?;
     let taps = tensor.vector(VERB)?;
+    let bias = args.bias.map(|w| cpu.weights.get(VERB, w)?.vector(VERB)).transpose()?;
     let (x, state) = (cpu.shape(VERB, args.x)?, cpu.shape(VERB, args.state)?);
-    let count = check::short_conv(args, x, taps.len(), state, cpu.shape(VERB, args.out)?)?;
+    let count =
+        check::short_conv(args, x, (taps.len(), bias.map(<[f32]>::len)), state, cpu.shape(VERB, args.out)?)?;
     let mut turned = tensor.turned.borrow_mut();
     if turned.0 != count {
         *turned = (count, short_conv::turned(taps, count));
@@ -22,6 +24,7 @@ pub(super) fn short_conv(cpu: &mut Cpu, args: &ShortConv) -> Result<()> {
         x: &x.data,
         taps: &turned.1,
         count,
+        bias,
         state: &mut state.data,
         seqs: args.seqs,
         out: &mut out.data,
@@ -62,6 +65,41 @@ pub(super) fn delta_net(cpu: &mut Cpu, args: &DeltaNet) -> Result<()> {
         out: &mut out.data,
     };
     delta::delta_net(&cpu.pool, cpu.isa, job);
+    cpu.touch(VERB, args.state)?;
+    cpu.touch(VERB, args.out)
+}
+
+pub(super) fn ssm_scan(cpu: &mut Cpu, args: &SsmScan) -> Result<()> {
+    const VERB: &str = "ssm_scan";
+    let vector = |w| cpu.weights.get(VERB, w)?.vector(VERB);
+    let (rate, bias) = (vector(args.rate)?, vector(args.bias)?);
+    let (skip, norm) = (vector(args.skip)?, vector(args.norm)?);
+    let bufs = SsmBufs {
+        xbc: cpu.shape(VERB, args.xbc)?,
+        z: cpu.shape(VERB, args.z)?,
+        dt: cpu.shape(VERB, args.dt)?,
+        state: cpu.shape(VERB, args.state)?,
+        out: cpu.shape(VERB, args.out)?,
+    };
+    check::ssm_scan(args, &bufs, [rate, bias, skip, norm].map(<[f32]>::len))?;
+    let handles = [args.xbc, args.z, args.dt, args.state, args.out];
+    let [xbc, z, dt, state, out] = cpu.buffers.get_disjoint_mut(VERB, handles)?;
+    let job = ssm::Job {
+        shape: args.shape,
+        xbc: &xbc.data,
+        z: &z.data,
+        dt: &dt.data,
+        rate,
+        bias,
+        skip,
+        norm,
+        eps: args.eps,
+        limit: args.limit,
+        state: &mut state.data,
+        seqs: args.seqs,
+        out: &mut out.data,
+    };
+    ssm::ssm_scan(&cpu.pool, cpu.isa, job);
     cpu.touch(VERB, args.state)?;
     cpu.touch(VERB, args.out)
 }

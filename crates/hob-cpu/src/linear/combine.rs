@@ -1,6 +1,6 @@
 //! What happens to the products of a unit of rows before they are stored.
 
-use hob_compute::Activation;
+use hob_compute::{Activation, math};
 
 use crate::isa::Isa;
 
@@ -38,6 +38,26 @@ pub(super) unsafe fn store(block: Block, bias: Option<&[f32]>, add: bool, target
             (None, true) => out.iter_mut().zip(y).for_each(|(o, y)| *o += y),
             (Some(b), false) => out.iter_mut().zip(y.iter().zip(b)).for_each(|(o, (y, b))| *o = y + b),
             (Some(b), true) => out.iter_mut().zip(y.iter().zip(b)).for_each(|(o, (y, b))| *o += y + b),
+        }
+    }
+}
+
+/// Stores `activation(y)`.
+///
+/// # Safety
+/// As [`store`].
+pub(super) unsafe fn activated(block: Block, activation: Activation, target: Target) {
+    for r in 0..block.rows {
+        let y = &block.y[r * block.stride..][..block.height];
+        // SAFETY: the caller vouches for the range.
+        let out = unsafe {
+            std::slice::from_raw_parts_mut(target.out.add(r * target.width + target.col), block.height)
+        };
+        match activation {
+            Activation::ReluSquared => {
+                out.iter_mut().zip(y).for_each(|(o, &y)| *o = math::relu_squared(y));
+            }
+            _ => out.iter_mut().zip(y).for_each(|(o, &y)| *o = activation.alone(y)),
         }
     }
 }

@@ -10,7 +10,7 @@ use hob_compute::check::mixture::expert_id;
 use hob_compute::{Activation, ComputeError};
 
 use super::act::{Packed, SendPtr, Store, gather_rows, pack_rows, row_bytes};
-use super::combine::{Block, Target, gated};
+use super::combine::{Block, Target, activated, gated};
 use super::drive::{Acts, Rowed, tile, tile_height};
 use super::float::Rows;
 use super::layout::{Kind, Matrix};
@@ -27,8 +27,9 @@ pub struct Job<'a> {
     /// `[rows, 2 * top_k]`
     pub routes: &'a [f32],
     pub top_k: usize,
-    /// `[ff, dim]` of each expert.
+    /// As `up`; nothing where experts have no gate.
     pub gate: &'a [Matrix],
+    /// `[ff, dim]` of each expert.
     pub up: &'a [Matrix],
     /// `[dim, ff]` of each expert.
     pub down: &'a [Matrix],
@@ -70,7 +71,7 @@ impl Sorted {
     /// A route that names no expert.
     fn fill(&mut self, job: &Job) -> Result<(), ComputeError> {
         let Sorted { pairs, ends, active, most } = self;
-        let (count, k) = (job.gate.len(), job.top_k);
+        let (count, k) = (job.up.len(), job.top_k);
         ends.clear();
         ends.resize(count, 0);
         let routes = || job.routes.chunks_exact(2 * k).take(job.rows);
@@ -144,9 +145,10 @@ pub fn run(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<(),
         return Ok(());
     }
     let Job { x, rows, gate, up, down, biases, activation, hidden, out, add, .. } = job;
-    let (dim, ff) = (gate[0].cols(), gate[0].rows());
+    let (dim, ff) = (up[0].cols(), up[0].rows());
     let int8 = |m: &Matrix| m.kind() != Kind::Float;
-    if int8(&gate[0]) || int8(&up[0]) {
+    let packs = gate.first().is_some_and(int8) || int8(&up[0]);
+    if packs {
         pack_input(pool, isa, (x, rows, dim), sorted, (&mut *ones, &mut *tiles));
     }
     let stretch = stretch(sorted, ff * sorted.active.len(), pool.threads(), ff);
@@ -154,12 +156,8 @@ pub fn run(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<(),
     let input = Input {
         x,
         dim,
-        ones: ones.bytes(if int8(&gate[0]) || int8(&up[0]) { rows * row_bytes(dim) } else { 0 }),
-        tiles: tiles.bytes(if int8(&gate[0]) || int8(&up[0]) {
-            sorted.pairs.len() * row_bytes(dim)
-        } else {
-            0
-        }),
+        ones: ones.bytes(if packs { rows * row_bytes(dim) } else { 0 }),
+        tiles: tiles.bytes(if packs { sorted.pairs.len() * row_bytes(dim) } else { 0 }),
     };
     pass.gate_up(pool, &input, [gate, up], activation, hidden);
     let packed = if int8(&down[0]) { pack_hidden(pool, isa, hidden, ff, sorted, tiles) } else { &[] };
@@ -317,7 +315,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// `hidden[pair] = activation(gate_e x) * up_e x`.
+    /// `hidden[pair] = activation(gate_e x) * up_e x`, or `activation(up_e x)` without a gate.
     fn gate_up(
         &self,
         pool: &Pool,
@@ -326,22 +324,33 @@ impl<'a> Pass<'a> {
         activation: Activation,
         hidden: &mut [f32],
     ) {
-        let ff = gate[0].rows();
+        let ff = up[0].rows();
         let per = ff.div_ceil(self.stretch);
         let hidden = SendPtr(hidden.as_mut_ptr());
-        let float = [gate, up].iter().any(|m| m[0].kind() == Kind::Float);
+        let float = [gate, up].iter().any(|m| m.first().is_some_and(|m| m.kind() == Kind::Float));
         let gathered = if float { input.x.len() } else { 0 };
         self.each(pool, self.sorted.active.len() * per, gathered, &|unit, own| {
             let e = self.sorted.active[unit / per] as usize;
             let (first, pairs) = self.sorted.of(e);
             let Own { y, gathered } = own;
             let acts = input.acts(pairs, first, float, gathered);
-            let (gate, up, n) = (&gate[e], &up[e], pairs.len());
+            let (gate, up, n) = (gate.get(e), &up[e], pairs.len());
             let start = unit % per * self.stretch;
             let stride = tile_height(self.isa, n, self.stretch);
             let (a, b) = y.split_at_mut(self.room);
             for row in (start..ff.min(start + self.stretch)).step_by(stride) {
                 let height = stride.min(ff - row).min(start + self.stretch - row);
+                // SAFETY: pointer arithmetic inside `hidden`, whose rows are the pairs.
+                let out = unsafe { hidden.get().add(first * ff) };
+                let target = Target { out, width: ff, col: row };
+                let block = |y| Block { y, rows: n, height, stride };
+                let Some(gate) = gate else {
+                    let next = up.group_at(row + height);
+                    tile(self.isa, Rowed { matrix: up, row, height, next }, acts, b, stride);
+                    // SAFETY: `hidden` has a row of `ff` for every pair; units own disjoint columns of them.
+                    unsafe { activated(block(b), activation, target) };
+                    continue;
+                };
                 // Reading alternates between the two matrices.
                 let next = up.group_at(row);
                 tile(self.isa, Rowed { matrix: gate, row, height, next }, acts, a, stride);
@@ -349,11 +358,8 @@ impl<'a> Pass<'a> {
                 tile(self.isa, Rowed { matrix: up, row, height, next }, acts, b, stride);
                 self.add_bias(0, (e * ff + row, height), &mut a[..n * stride], stride);
                 self.add_bias(1, (e * ff + row, height), &mut b[..n * stride], stride);
-                let blocks = [&*a, &*b].map(|y| Block { y, rows: n, height, stride });
-                // SAFETY: pointer arithmetic inside `hidden`, whose rows are the pairs.
-                let out = unsafe { hidden.get().add(first * ff) };
-                let target = Target { out, width: ff, col: row };
-                // SAFETY: `hidden` has a row of `ff` for every pair; units own disjoint columns of them.
+                let blocks = [block(&*a), block(&*b)];
+                // SAFETY: as above.
                 unsafe { gated(self.isa, blocks, [None, None], activation, target) };
             }
         });

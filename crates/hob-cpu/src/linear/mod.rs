@@ -10,6 +10,7 @@ mod combine;
 mod drive;
 pub mod experts;
 mod float;
+pub mod heads;
 mod layout;
 mod pack;
 mod portable;

@@ -3,13 +3,13 @@
 use hob_compute::reference::{attention::Scoring, rows};
 use hob_compute::{
     DeltaShape, KeyHeads, PAGE_POSITIONS, Page, PageSpec, Picked, Pool as PageHandle, RopePairs, SeqRows,
-    SlotRows,
+    SlotRows, SsmShape,
 };
 use hob_quant::KvFormat;
 use hob_testkit::guard::{Edge, GuardedBuf};
 use hob_testkit::rng::Rng;
 
-use super::{attend, delta, kv, map, norm, pick, rope};
+use super::{attend, delta, kv, map, norm, pick, rope, ssm};
 use crate::Isa;
 use crate::pool::Pool;
 
@@ -98,7 +98,7 @@ fn append_stays_inside_the_page() {
                         let (kv_head, dim) = (i / head_dim, i % head_dim);
                         let bits = |x: f32| half::f16::from_f32(x).to_bits();
                         assert_eq!(page.as_u16()[spec.k_at(kv_head, at, dim)], bits(k[i]), "{isa} k {i}");
-                        assert_eq!(page.as_u16()[spec.v_at(kv_head, at) + dim], bits(v[i]), "{isa} v {i}");
+                        assert_eq!(page.as_u16()[spec.v_at(kv_head, at, dim)], bits(v[i]), "{isa} v {i}");
                     }
                 }
                 let written = page.as_u16().iter().filter(|&&h| h != 0).count();
@@ -119,7 +119,7 @@ fn packed_pages_are_written_copied_and_imaged_inside() {
                 (KvFormat::Asym4, KvFormat::Bf16),
             ] {
                 for (first, head_dim) in [(false, 32), (true, 96)] {
-                    let spec = PageSpec { kv_heads: 2, head_dim, k, v, first };
+                    let spec = PageSpec { kv_heads: 2, head_dim, k, v, first, latent: None };
                     let mut page = GuardedBuf::new(spec.page_bytes(), edge);
                     let rows = rng.normal_vec(PAGE_POSITIONS * 2 * head_dim, 1.0);
                     let rows = GuardedBuf::from_f32(&rows, edge);
@@ -192,18 +192,22 @@ fn attention_stays_inside_queries_pages_and_outputs() {
     let mut rng = Rng::new(6);
     for isa in classes() {
         for edge in EDGES {
-            for (heads, kv_heads, head_dim, k, v) in [
-                (1, 1, 8, KvFormat::F16, KvFormat::F16),
-                (3, 1, 16, KvFormat::Bf16, KvFormat::F16),
-                (4, 2, 24, KvFormat::F16, KvFormat::Bf16),
-                (7, 1, 64, KvFormat::F16, KvFormat::F16),
-                (10, 2, 80, KvFormat::F16, KvFormat::F16),
-                (2, 1, 7, KvFormat::F16, KvFormat::F16),
-                (7, 1, 64, KvFormat::Q8, KvFormat::Q4),
-                (6, 2, 96, KvFormat::Q4, KvFormat::Q8),
-                (3, 1, 32, KvFormat::Asym4, KvFormat::Asym4),
+            for (heads, kv_heads, head_dim, k, v, latent) in [
+                (1, 1, 8, KvFormat::F16, KvFormat::F16, None),
+                (3, 1, 16, KvFormat::Bf16, KvFormat::F16, None),
+                (4, 2, 24, KvFormat::F16, KvFormat::Bf16, None),
+                (7, 1, 64, KvFormat::F16, KvFormat::F16, None),
+                (10, 2, 80, KvFormat::F16, KvFormat::F16, None),
+                (2, 1, 7, KvFormat::F16, KvFormat::F16, None),
+                (7, 1, 64, KvFormat::Q8, KvFormat::Q4, None),
+                (6, 2, 96, KvFormat::Q4, KvFormat::Q8, None),
+                (3, 1, 32, KvFormat::Asym4, KvFormat::Asym4, None),
+                (5, 1, 24, KvFormat::F16, KvFormat::F16, Some(16)),
+                (16, 1, 40, KvFormat::Bf16, KvFormat::Bf16, Some(36)),
+                (4, 1, 96, KvFormat::Q8, KvFormat::Q8, Some(64)),
+                (7, 1, 64, KvFormat::Q4, KvFormat::Q4, Some(64)),
             ] {
-                let spec = PageSpec { kv_heads, head_dim, k, v, first: false };
+                let spec = PageSpec { kv_heads, head_dim, k, v, first: false, latent };
                 let pool = PageHandle { device: 0, index: 0, generation: 0 };
                 // Page 0 of a window that has left it is no page at all.
                 let handles: Vec<Page> = (0..2).map(|index| Page { pool, index }).collect();
@@ -243,6 +247,7 @@ fn attention_stays_inside_queries_pages_and_outputs() {
                         let mut scratch = attend::Scratch::default();
                         attend::attend(&Pool::new(threads, false), isa, job, &mut scratch).unwrap();
                     };
+                    let width = heads * spec.value_dim();
                     let mut guarded = GuardedBuf::new(rows * width * 4, edge);
                     run(2, q.as_f32(), guarded.as_mut_f32());
                     let mut plain = vec![0f32; rows * width];
@@ -265,12 +270,13 @@ fn delta_rules_stay_inside() {
             for (key_dim, value_dim) in [(16, 16), (32, 48)] {
                 let sharing = KeyHeads::Grouped;
                 let shape = DeltaShape { key_heads: 1, value_heads: 2, key_dim, value_dim, sharing };
-                // Row by row, and in chunks whose last tile is not full.
-                for (rows, position) in [(1, 5), (15, 0), (70, 3)] {
+                // Row by row, and in chunks whose last tile is not full; heads that fade as a whole, and by channel.
+                let cases = [(1, 5), (15, 0), (70, 3)].into_iter().flat_map(|c| [(c, 1), (c, key_dim)]);
+                for ((rows, position), decays) in cases {
                     let mut normal = |n| random(&mut rng, n, edge);
                     let (qkv, z) = (normal(rows * shape.channels()), normal(rows * shape.width()));
-                    let (beta, decay) = (normal(rows * 2), normal(rows * 2));
-                    let (bias, norm) = (normal(2), normal(value_dim));
+                    let (beta, decay) = (normal(rows * 2), normal(rows * 2 * decays));
+                    let (bias, norm) = (normal(2 * decays), normal(value_dim));
                     let (mut state, mut out) = (normal(shape.state()), normal(rows * shape.width()));
                     let rate = GuardedBuf::from_f32(&[-0.1, -2.0], edge);
                     let job = delta::Job {
@@ -288,6 +294,45 @@ fn delta_rules_stay_inside() {
                         out: out.as_mut_f32(),
                     };
                     delta::delta_net(&pool, isa, job);
+                    assert!(out.as_f32().iter().chain(state.as_f32()).all(|x| x.is_finite()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn state_spaces_stay_inside() {
+    let mut rng = Rng::new(10);
+    let pool = Pool::new(1, false);
+    for isa in classes() {
+        for edge in EDGES {
+            for (head_dim, state_dim) in [(16, 16), (48, 32)] {
+                let shape = SsmShape { heads: 2, head_dim, state_dim, groups: 1 };
+                // Row by row, and in chunks whose last tile is not full.
+                for (rows, position) in [(1, 5), (15, 0), (70, 3)] {
+                    let mut normal = |n| random(&mut rng, n, edge);
+                    let (xbc, z) = (normal(rows * shape.channels()), normal(rows * shape.width()));
+                    let (dt, bias, skip) = (normal(rows * 2), normal(2), normal(2));
+                    let norm = normal(shape.width());
+                    let (mut state, mut out) = (normal(shape.state()), normal(rows * shape.width()));
+                    let rate = GuardedBuf::from_f32(&[-0.1, -2.0], edge);
+                    let job = ssm::Job {
+                        shape,
+                        xbc: xbc.as_f32(),
+                        z: z.as_f32(),
+                        dt: dt.as_f32(),
+                        rate: rate.as_f32(),
+                        bias: bias.as_f32(),
+                        skip: skip.as_f32(),
+                        norm: norm.as_f32(),
+                        eps: 1e-5,
+                        limit: [0.0, f32::INFINITY],
+                        state: state.as_mut_f32(),
+                        seqs: &[SlotRows { row: 0, rows, position, slot: 0 }],
+                        out: out.as_mut_f32(),
+                    };
+                    ssm::ssm_scan(&pool, isa, job);
                     assert!(out.as_f32().iter().chain(state.as_f32()).all(|x| x.is_finite()));
                 }
             }

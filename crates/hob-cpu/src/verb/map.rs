@@ -55,6 +55,22 @@ pub fn softcap(pool: &Pool, isa: Isa, a: Option<&[f32]>, cap: f32, out: &mut [f3
     });
 }
 
+/// `out = activation(a)`; `a` that is `None` is `out` itself.
+pub fn activate(pool: &Pool, a: Option<&[f32]>, activation: Activation, out: &mut [f32]) {
+    let parts = Parts::new(out);
+    each_rows(pool, parts.len(), 12, &|range| {
+        // SAFETY: ranges are disjoint.
+        let out = unsafe { parts.part(range.clone()) };
+        if let Some(a) = a {
+            out.copy_from_slice(&a[range]);
+        }
+        match activation {
+            Activation::ReluSquared => out.iter_mut().for_each(|x| *x = math::relu_squared(*x)),
+            _ => out.iter_mut().for_each(|x| *x = activation.alone(*x)),
+        }
+    });
+}
+
 /// The operands of [`gate`]: `b` has rows of `wide` floats, of which `first..first + width` count.
 #[derive(Copy, Clone)]
 pub struct Gates<'a> {
@@ -83,6 +99,20 @@ pub fn gate(pool: &Pool, gates: Gates, out: &mut [f32]) {
             }
             let b = &b[r * wide + first..][..width];
             out.iter_mut().zip(b).for_each(|(o, &u)| *o = activation.gated(*o, u));
+        }
+    });
+}
+
+/// `out[g] = a[g] ++ b[g]` of `parts` equal parts of all rows together.
+pub fn join(pool: &Pool, [a, b]: [&[f32]; 2], parts: usize, out: &mut [f32]) {
+    let (first, second, width) = (a.len() / parts, b.len() / parts, out.len() / parts);
+    let to = Parts::new(out);
+    each_rows(pool, parts, width, &|range| {
+        for g in range {
+            // SAFETY: ranges of parts are disjoint.
+            let out = unsafe { to.part(g * width..(g + 1) * width) };
+            out[..first].copy_from_slice(&a[g * first..][..first]);
+            out[first..].copy_from_slice(&b[g * second..][..second]);
         }
     });
 }

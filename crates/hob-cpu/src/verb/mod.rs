@@ -4,10 +4,12 @@
 //! same operations lane by lane.
 
 pub mod attend;
+pub mod compressed;
 pub mod delta;
 pub mod embed;
 #[cfg(all(test, unix))]
 mod guarded;
+pub mod hyper;
 pub mod kv;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod lanes;
@@ -18,6 +20,7 @@ pub mod rope;
 pub mod route;
 pub mod short_conv;
 pub mod sigmoid;
+pub mod ssm;
 
 use std::marker::PhantomData;
 use std::ops::Range;

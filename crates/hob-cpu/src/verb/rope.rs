@@ -12,6 +12,7 @@ use crate::pool::Pool;
 struct Key {
     freqs: u64,
     magnitude: u32,
+    back: bool,
 }
 
 /// Cosines and sines of the positions of one step, `[rows, pairs]` each.
@@ -37,6 +38,8 @@ pub struct Freqs<'a> {
     pub values: &'a [f32],
     pub version: u64,
     pub magnitude: f32,
+    /// By negative angles.
+    pub back: bool,
 }
 
 /// A table in use.
@@ -50,7 +53,7 @@ pub struct Angles<'a> {
 impl Tables {
     /// The table of `positions`, computed if it is not at hand.
     pub fn get(&mut self, pool: &Pool, freqs: Freqs, positions: &[u32]) -> Angles<'_> {
-        let key = Key { freqs: freqs.version, magnitude: freqs.magnitude.to_bits() };
+        let key = Key { freqs: freqs.version, magnitude: freqs.magnitude.to_bits(), back: freqs.back };
         let found = self.tables.iter().position(|t| t.key == Some(key) && t.positions == positions);
         let at = found.unwrap_or(self.oldest);
         self.oldest = 1 - at;
@@ -80,16 +83,24 @@ impl Table {
                 let (cos, sin) = unsafe { (cos.part(span.clone()), sin.part(span)) };
                 for ((c, s), &freq) in cos.iter_mut().zip(sin).zip(freqs.values) {
                     (*c, *s) = rows::rope_angle(positions[r], freq, freqs.magnitude);
+                    *s = if freqs.back { -*s } else { *s };
                 }
             }
         });
     }
 }
 
-/// Rotates the first `2 * pairs` dimensions of every head of `x`, `[rows, heads * head_dim]`; `shape` is
-/// `(heads, head_dim)`.
-pub fn rope(pool: &Pool, isa: Isa, x: &mut [f32], shape: (usize, usize), angles: Angles, pairs: RopePairs) {
-    let (heads, head_dim) = shape;
+/// Rotates `2 * pairs` dimensions of every head of `x`, `[rows, heads * head_dim]`; `shape` is `(heads, head_dim, first
+/// of them)`.
+pub fn rope(
+    pool: &Pool,
+    isa: Isa,
+    x: &mut [f32],
+    shape: (usize, usize, usize),
+    angles: Angles,
+    pairs: RopePairs,
+) {
+    let (heads, head_dim, first) = shape;
     let width = heads * head_dim;
     let n = angles.pairs;
     let (rows, parts) = (x.len() / width.max(1), Parts::new(x));
@@ -98,7 +109,7 @@ pub fn rope(pool: &Pool, isa: Isa, x: &mut [f32], shape: (usize, usize), angles:
             // SAFETY: rows are disjoint.
             let row = unsafe { parts.part(r * width..(r + 1) * width) };
             let (cos, sin) = (&angles.cos[r * n..(r + 1) * n], &angles.sin[r * n..(r + 1) * n]);
-            row.chunks_exact_mut(head_dim).for_each(|head| rotate(isa, head, cos, sin, pairs));
+            row.chunks_exact_mut(head_dim).for_each(|head| rotate(isa, &mut head[first..], cos, sin, pairs));
         }
     });
 }

@@ -13,7 +13,7 @@ thread_local! {
     static SCRATCH: RefCell<RouteScratch> = RefCell::new(RouteScratch::default());
 }
 
-/// Routes rows of `width` logits into rows of `2 * top_k`.
+/// Routes rows of `width` logits into rows of `2 * top_k`. The chosen ids of `vectors` are those of all rows.
 pub fn route(
     pool: &Pool,
     isa: Isa,
@@ -30,10 +30,11 @@ pub fn route(
             for r in range {
                 // SAFETY: ranges of rows are disjoint.
                 let out = unsafe { out.part(r * per..(r + 1) * per) };
+                let chosen = vectors.chosen.map(|c| &c[r * rule.top_k..(r + 1) * rule.top_k]);
                 route_row(
                     rule,
                     &logits[r * width..(r + 1) * width],
-                    vectors,
+                    RouteVectors { chosen, ..vectors },
                     |x| sigmoid::exps(isa, x),
                     scratch,
                     out,

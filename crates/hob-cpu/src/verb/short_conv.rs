@@ -15,6 +15,8 @@ pub struct Job<'a> {
     /// `[count, dim]`
     pub taps: &'a [f32],
     pub count: usize,
+    /// `[dim]`
+    pub bias: Option<&'a [f32]>,
     /// `[slots, (count - 1) * dim]`
     pub state: &'a mut [f32],
     pub seqs: &'a [SlotRows],
@@ -29,6 +31,7 @@ struct Shared<'a> {
     /// `[count, dim]`
     taps: &'a [f32],
     count: usize,
+    bias: Option<&'a [f32]>,
     dim: usize,
     seqs: &'a [SlotRows],
     state: Parts<'a, f32>,
@@ -43,10 +46,10 @@ pub fn turned(taps: &[f32], count: usize) -> Vec<f32> {
 
 /// Runs a job.
 pub fn short_conv(pool: &Pool, isa: Isa, job: Job) {
-    let Job { form, x, taps, count, state, seqs, out } = job;
+    let Job { form, x, taps, count, bias, state, seqs, out } = job;
     let dim = taps.len() / count;
     let (state, out) = (Parts::new(state), Parts::new(out));
-    let shared = Shared { form, x, taps, count, dim, seqs, state, out };
+    let shared = Shared { form, x, taps, count, bias, dim, seqs, state, out };
     let rows: usize = seqs.iter().map(|s| s.rows).sum();
     if rows * dim < ALONE {
         return stripe(isa, &shared, 0, dim);
@@ -88,7 +91,7 @@ fn stripe_portable(isa: Isa, job: &Shared, start: usize, width: usize) {
 
 #[inline(always)]
 fn stripe_of<const GATED: bool>(isa: Isa, job: &Shared, start: usize, width: usize) {
-    let &Shared { x, taps, count, dim, seqs, state, out, .. } = job;
+    let &Shared { x, taps, count, bias, dim, seqs, state, out, .. } = job;
     let parts = if GATED { 3 } else { 1 };
     let part = |row: usize, which: usize| &x[(row * parts + which) * dim + start..][..width];
     let values = |row: usize| {
@@ -115,6 +118,9 @@ fn stripe_of<const GATED: bool>(isa: Isa, job: &Shared, start: usize, width: usi
                     }
                     _ => tap(j, w, out, std::iter::repeat_n(0.0, width)),
                 }
+            }
+            if let Some(bias) = bias {
+                out.iter_mut().zip(&bias[start..]).for_each(|(o, b)| *o += b);
             }
             match GATED {
                 true => out.iter_mut().zip(part(row, 1)).for_each(|(o, c)| *o *= c),

@@ -66,12 +66,23 @@ pub(crate) fn times_silu(isa: Isa, x: &mut [f32], gates: &[f32]) {
     with_divisors(isa, x, Some(gates), |x, g, d| *x *= g / d);
 }
 
-/// What gates rows: a value for each of theirs, or one for each row.
+/// What gates rows: a value for each of theirs, or one for as many neighbours.
 #[derive(Copy, Clone)]
 pub struct Gates<'a> {
     pub values: &'a [f32],
-    /// That of the rows, or 1.
+    /// That of the rows, or a divisor of it.
     pub width: usize,
+}
+
+/// The gates of values `first..` of a row, of which every `each` neighbours share one.
+fn few_sigmoids(gates: &[f32], each: usize, first: usize, out: &mut [f32]) {
+    let mut at = 0;
+    while at < out.len() {
+        let gate = (first + at) / each;
+        let end = out.len().min((gate + 1) * each - first);
+        out[at..end].fill(math::sigmoid(gates[gate]));
+        at = end;
+    }
 }
 
 /// `out = a * sigmoid(gate)`, or added to `out`, in rows of `width`; `a` that is `None` is `out` itself, which is then not
@@ -96,12 +107,11 @@ pub fn sigmoid_gate(
             for (n, out) in out.chunks_mut(STRIP).enumerate() {
                 let a = a.map(|a| &a[n * STRIP..][..out.len()]);
                 let strip = &mut strip[..out.len()];
-                match gates.width {
-                    1 => strip.fill(math::sigmoid(gates.values[r])),
-                    wide => {
-                        strip.copy_from_slice(&gates.values[r * wide + n * STRIP..][..out.len()]);
-                        sigmoids(isa, strip);
-                    }
+                if gates.width == width {
+                    strip.copy_from_slice(&gates.values[r * width + n * STRIP..][..out.len()]);
+                    sigmoids(isa, strip);
+                } else {
+                    few_sigmoids(&gates.values[r * gates.width..], width / gates.width, n * STRIP, strip);
                 }
                 match a {
                     Some(a) if add => {

@@ -143,6 +143,9 @@ impl Compute for Faulty {
     fn route(&mut self, args: &Route) -> Result<()> {
         self.inner()?.route(args)
     }
+    fn heads(&mut self, args: &Heads) -> Result<()> {
+        self.inner()?.heads(args)
+    }
     fn experts(&mut self, args: &Experts) -> Result<()> {
         self.inner()?.experts(args)
     }
@@ -152,6 +155,26 @@ impl Compute for Faulty {
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
         self.inner()?.delta_net(args)
+    }
+
+    fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
+        self.inner()?.ssm_scan(args)
+    }
+
+    fn hyper_mix(&mut self, args: &HyperMix) -> Result<()> {
+        self.inner()?.hyper_mix(args)
+    }
+    fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()> {
+        self.inner()?.hyper_expand(args)
+    }
+    fn compress(&mut self, args: &Compress) -> Result<()> {
+        self.inner()?.compress(args)
+    }
+    fn select(&mut self, args: &Select) -> Result<()> {
+        self.inner()?.select(args)
+    }
+    fn attend_entries(&mut self, args: &AttendEntries) -> Result<()> {
+        self.inner()?.attend_entries(args)
     }
     fn submit(&mut self) -> Result<Ticket> {
         let ticket = self.inner()?.submit()?;

@@ -7,7 +7,7 @@ use hob_compute::{ByteSource, WeightKind, WeightSpec};
 use hob_quant::{Format, decode_row};
 
 use super::{device_format, unpack};
-use crate::context::{Context, adapters};
+use crate::context::Context;
 use crate::stream::{Access, Call, KernelKey, Source, Stream};
 use crate::template::Template;
 use crate::weights::Loaded;
@@ -43,12 +43,7 @@ impl ByteSource for Bytes {
 }
 
 fn stream() -> Option<Stream> {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
-        return None;
-    };
+    let adapter = crate::test_adapter()?;
     Some(Stream::new(Context::open(adapter, "").expect("the adapter opens")).expect("a stream"))
 }
 

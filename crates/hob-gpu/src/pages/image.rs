@@ -55,7 +55,8 @@ fn each_vector(spec: &PageSpec, at: usize, mut work: impl FnMut(Vector)) {
     let block = at / BLOCK_POSITIONS;
     let formats = [spec.k_format(block), spec.v_format(block)];
     for head in 0..spec.kv_heads {
-        for ((part, format), is_key) in spec.parts(head, block).into_iter().zip(formats).zip([true, false]) {
+        let parts = spec.parts(head, block).into_iter().zip(formats).zip([true, false]);
+        for ((part, format), is_key) in parts.take(spec.stored_vectors()) {
             work(Vector { part, format, is_key, at: at % BLOCK_POSITIONS, head_dim: spec.head_dim });
         }
     }

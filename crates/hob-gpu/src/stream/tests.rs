@@ -1,7 +1,7 @@
 //! What a stream promises: order, read-backs that do not wait for each other, nothing made in the steady state.
 
 use super::*;
-use crate::context::{Context, adapters};
+use crate::context::Context;
 
 const ADD: &str = "
 struct At { first: u32, count: u32 }
@@ -15,11 +15,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 ";
 
 fn stream() -> Option<Stream> {
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| adapters().iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one");
-        return None;
-    };
+    let adapter = crate::test_adapter()?;
     Some(Stream::new(Context::open(adapter, "").expect("the adapter opens")).expect("room"))
 }
 

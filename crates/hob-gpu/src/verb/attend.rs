@@ -1,6 +1,7 @@
 //! Attention: its checks, and which sequences of a batch are computed how. It must not know kernels.
 
 mod decode;
+mod latent;
 mod prefill;
 
 use hob_compute::*;
@@ -8,6 +9,7 @@ use hob_compute::*;
 pub use decode::AttentionRule;
 pub(crate) use decode::Splits;
 use decode::{New, Turn};
+pub(crate) use latent::Turned;
 
 use crate::Gpu;
 use crate::act::FEW_ROWS;
@@ -20,6 +22,9 @@ impl Gpu {
     pub(crate) fn run_attend(&mut self, args: &Attend) -> Result<()> {
         let Some(bound) = self.checked_attend(args)? else { return Ok(()) };
         self.acts.get_mut(VERB, args.out)?.written();
+        if let Some(dims) = bound.layout.latent {
+            return self.run_latent(args, &bound, dims);
+        }
         // Sequences with few rows are bound by what they read, those with many by what they compute.
         let few: Vec<SeqRows> =
             args.seqs.iter().filter(|s| (1..=FEW_ROWS).contains(&s.rows)).copied().collect();
@@ -36,7 +41,7 @@ impl Gpu {
     pub(crate) fn run_attend_new(&mut self, args: &AttendNew) -> Result<()> {
         let attend = &args.attend;
         let Some((bound, new)) = self.fused(args)? else { return self.attend_new_in_steps(args) };
-        if !self.one_tile(attend, &bound, &new)? {
+        if bound.layout.latent.is_some() || !self.one_tile(attend, &bound, &new)? {
             return self.attend_new_in_steps(args);
         }
         self.acts.get_mut(VERB, attend.out)?.written();
@@ -80,7 +85,17 @@ impl Gpu {
         let Rotation { pairs, magnitude, .. } = rotation;
         let (head_dim, positions) = (attend.head_dim, args.positions);
         for (x, heads) in [(attend.q, attend.heads), (args.k, attend.kv_heads)] {
-            let rope = Rope { x, heads, head_dim, positions, freqs: rotation.freqs, pairs, magnitude };
+            let rope = Rope {
+                x,
+                first: 0,
+                back: false,
+                heads,
+                head_dim,
+                positions,
+                freqs: rotation.freqs,
+                pairs,
+                magnitude,
+            };
             check::rope(&rope, self.shape("rope", x)?, freqs)?;
         }
         Ok(Turn {
@@ -108,6 +123,8 @@ impl Gpu {
             let norm = args.norms.map(|norms| norms[at]);
             let rope = args.rotation.map(|Rotation { freqs, pairs, magnitude }| Rope {
                 x,
+                first: 0,
+                back: false,
                 heads,
                 head_dim,
                 positions,

@@ -25,6 +25,8 @@ struct Bound {
     rate: BufferId,
     bias: BufferId,
     norm: BufferId,
+    /// Whether every channel of the key fades by itself.
+    channel: bool,
 }
 
 impl Gpu {
@@ -59,7 +61,7 @@ impl Gpu {
             state: self.shape(VERB, args.state)?,
             out: self.shape(VERB, args.out)?,
         };
-        check::delta_net(args, &shapes, vectors.map(|v| v.0))?;
+        let decays = check::delta_net(args, &shapes, vectors.map(|v| v.0))?;
         let of = |buf| Ok(self.acts.get(VERB, buf)?.rows);
         let out = of(args.out)?;
         let [rate, bias, norm] = vectors.map(|v| v.1.unwrap_or(out));
@@ -73,24 +75,27 @@ impl Gpu {
             rate,
             bias,
             norm,
+            channel: decays > 1,
         })
     }
 }
 
-/// What kernels are specialised by: the heads.
-fn params(shape: &DeltaShape) -> [u32; 8] {
+/// What kernels are specialised by: the heads, and whether their channels fade by themselves.
+fn params(shape: &DeltaShape, channel: bool) -> [u32; 8] {
     let DeltaShape { key_heads, value_heads, key_dim, value_dim, sharing } = *shape;
     let sizes = [key_heads, value_heads, key_dim, value_dim].map(|n| n as u32);
-    [sizes[0], sizes[1], sizes[2], sizes[3], u32::from(sharing == KeyHeads::Tiled), 0, 0, 0]
+    let flags = u32::from(sharing == KeyHeads::Tiled) | u32::from(channel) << 1;
+    [sizes[0], sizes[1], sizes[2], sizes[3], flags, 0, 0, 0]
 }
 
-fn template(shape: &DeltaShape) -> Template {
+fn template(shape: &DeltaShape, channel: bool) -> Template {
     let each = shape.value_heads / shape.key_heads;
     let key_head = match shape.sharing {
         KeyHeads::Grouped => format!("h / {each}u"),
         KeyHeads::Tiled => format!("h % {}u", shape.key_heads),
     };
     Template::new()
+        .flag("CHANNEL", channel)
         .value("KEY_HEADS", shape.key_heads)
         .value("VALUE_HEADS", shape.value_heads)
         .value("KEY_DIM", shape.key_dim)

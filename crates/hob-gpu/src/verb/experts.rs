@@ -35,10 +35,18 @@ struct Mixture<'a> {
     routes: BufferId,
     /// Of gate, up and down.
     biases: Option<[BufferId; 3]>,
+    /// Whether experts have no gate; `up` stands in for it then.
+    alone: bool,
     out: BufferId,
     /// What gate and up multiply, and what down does.
     x: Input,
     hidden: Input,
+}
+
+impl Mixture<'_> {
+    fn gate(&self) -> hob_compute::Weight {
+        self.args.gate.unwrap_or(self.args.up)
+    }
 }
 
 /// The forms of an input that are multiplied: codes and scales, rows, or both.
@@ -70,9 +78,9 @@ impl Forms {
 impl Gpu {
     pub(crate) fn run_experts(&mut self, args: &Experts) -> Result<()> {
         let weight = |w| self.weights.get(VERB, w);
-        let (gate, up, down) = (weight(args.gate)?, weight(args.up)?, weight(args.down)?);
-        let shapes = check::expert_weights([&gate.spec, &up.spec, &down.spec])?;
-        let formats = [gate.format, up.format, down.format];
+        let (gate, up, down) = (args.gate.map(weight).transpose()?, weight(args.up)?, weight(args.down)?);
+        let shapes = check::expert_weights(gate.map(|gate| &gate.spec), [&up.spec, &down.spec])?;
+        let formats = [gate.unwrap_or(up).format, up.format, down.format];
         let [x, routes, hidden, out] =
             [args.x, args.routes, args.hidden, args.out].map(|b| self.shape(VERB, b));
         check::experts(args, &shapes, &ExpertBufs { x: x?, routes: routes?, hidden: hidden?, out: out? })?;
@@ -100,7 +108,8 @@ impl Gpu {
         act.written();
         let out = act.rows;
         let routes = self.acts.get(VERB, args.routes)?.rows;
-        let mixture = Mixture { args, shapes, formats, routes, biases, out, x, hidden };
+        let alone = args.gate.is_none();
+        let mixture = Mixture { args, shapes, formats, routes, biases, alone, out, x, hidden };
         let grouped = int8_gate && int8_up && int8_down && shapes.count <= many::MOST_EXPERTS;
         match args.rows > FEW_ROWS && grouped {
             true => self.run_many_experts(&mixture),
@@ -130,7 +139,7 @@ impl Gpu {
     fn gate_parts(&self, mixture: &Mixture) -> Result<Vec<([Part; 2], std::ops::Range<usize>)>> {
         let rows = mixture.shapes.gate.rows;
         let (gate, up) =
-            (self.expert_parts(mixture.args.gate, rows)?, self.expert_parts(mixture.args.up, rows)?);
+            (self.expert_parts(mixture.gate(), rows)?, self.expert_parts(mixture.args.up, rows)?);
         let pairs = gate.iter().flat_map(|&g| up.iter().map(move |&u| [g, u]));
         let common = pairs.map(|[g, u]| ([g, u], g.first.max(u.first)..g.end.min(u.end)));
         Ok(common.filter(|(_, experts)| !experts.is_empty()).collect())
@@ -142,19 +151,24 @@ pub(super) fn activation_key(activation: Activation) -> [u32; 3] {
     match activation {
         Activation::Silu => [0; 3],
         Activation::GeluTanh => [1, 0, 0],
-        Activation::ClampedSwiglu { alpha, limit } => [2, alpha.to_bits(), limit.to_bits()],
+        Activation::ReluSquared => [4, 0, 0],
+        Activation::ClampedSwiglu { alpha, limit, plus_one } => {
+            [2 + u32::from(plus_one), alpha.to_bits(), limit.to_bits()]
+        }
     }
 }
 
-/// The piece `activate`, with `gated(gate, up)`.
+/// The piece `activate`, with `gated(gate, up)` and `alone(x)`.
 pub(super) fn activate(activation: Activation) -> String {
     let (alpha, limit) = match activation {
-        Activation::ClampedSwiglu { alpha, limit } => (alpha, limit),
-        Activation::Silu | Activation::GeluTanh => (1.0, f32::MAX),
+        Activation::ClampedSwiglu { alpha, limit, .. } => (alpha, limit),
+        Activation::Silu | Activation::GeluTanh | Activation::ReluSquared => (1.0, f32::MAX),
     };
     Template::new()
         .flag("CLAMPED", matches!(activation, Activation::ClampedSwiglu { .. }))
+        .flag("PLUS_ONE", matches!(activation, Activation::ClampedSwiglu { plus_one: true, .. }))
         .flag("GELU", activation == Activation::GeluTanh)
+        .flag("RELU_SQUARED", activation == Activation::ReluSquared)
         .value("ALPHA", format!("{alpha:e}"))
         .value("LIMIT", format!("{limit:e}"))
         .render(include_str!("../wgsl/activate.wgsl"))

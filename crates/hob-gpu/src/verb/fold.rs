@@ -196,15 +196,12 @@ mod tests {
     use hob_compute::{Buf, Compute, ComputeError, Map, Weight};
 
     use super::Unscaled;
-    use crate::{Gpu, GpuConfig, adapters};
+    use crate::{Gpu, GpuConfig};
 
     /// A verb that forgot [`Gpu::enter`] says so, and computes nothing from rows that lack a factor.
     #[test]
     fn rows_that_lack_their_factor_are_refused_to_whoever_does_not_bring_it() {
-        let all = adapters();
-        let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-        let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-            println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
+        let Some(adapter) = crate::test_adapter() else {
             return;
         };
         let mut gpu = Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() }).unwrap();

@@ -17,6 +17,8 @@ const APPEND: &str = include_str!("../wgsl/append_kv.wgsl");
 const COPY: &str = include_str!("../wgsl/copy_page.wgsl");
 /// Lanes of a workgroup that stores eight positions of a KV head.
 const LANES: usize = 128;
+/// Widest head whose eight positions, and their codes, are in workgroup memory at once; of wider ones four are.
+const MOST_OF_EIGHT: usize = 512;
 
 impl Gpu {
     pub(crate) fn run_append_kv(&mut self, args: &AppendKv) -> Result<()> {
@@ -154,13 +156,16 @@ fn eights(seqs: &[SeqRows]) -> Vec<u32> {
 }
 
 fn append_source(layout: &Layout) -> Source {
+    let rows = if layout.head_dim > MOST_OF_EIGHT { 4 } else { 8 };
     let wgsl = Template::new()
         .flag("FIRST", layout.first)
         .flag("K_ROTATED", layout.k_rotated)
         .flag("V_ROTATED", layout.v_rotated)
+        .flag("VALUES", layout.latent.is_none())
         .value("LANES", LANES)
+        .value("ROWS", rows)
         .piece("pages", layout.piece())
-        .piece("encode", encoders(layout, 8, LANES))
+        .piece("encode", encoders(layout, rows, LANES))
         .render(APPEND);
     let mut bindings = vec![Access::Write, Access::Read, Access::Read, Access::Read];
     bindings.extend(layout.first.then_some(Access::Write));
@@ -171,7 +176,8 @@ fn copy_source(layout: &Layout, same: bool) -> Source {
     let mut kinds = String::new();
     let mut calls = String::new();
     for kind in layout.kinds() {
-        let [k, v] = layout.formats(kind).map(|stored| stored.part_words(layout.head_dim));
+        let [k, v] = layout.formats(kind);
+        let (k, v) = (k.part_words(layout.head_dim), layout.v_words(v));
         let template = layout.of_kind(kind).flag("MAIN", false).flag("KIND_OF", true).flag("SAME", same);
         kinds += &template.value("K_WORDS", k).value("V_WORDS", v).render(COPY);
         calls += &format!("if (a.kind == {n}u) {{ copy_{n}(a, b, count, lane); }}\n", n = kind as u32);

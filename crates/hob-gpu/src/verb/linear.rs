@@ -39,7 +39,9 @@ impl Gpu {
     pub(crate) fn check_linear(&self, args: &Linear) -> Result<()> {
         let x = self.shape(VERB, args.x)?;
         check::linear(args, x)?;
-        if let Combine::Gated(gate @ Activation::ClampedSwiglu { .. }) = args.combine {
+        if let Combine::Gated(gate @ (Activation::ClampedSwiglu { .. } | Activation::ReluSquared)) =
+            args.combine
+        {
             let expected = "a gate of SiLU or GELU on a GPU (experts have others)";
             return Err(ComputeError::shape(VERB, expected, format!("{gate:?}")));
         }

@@ -31,6 +31,8 @@ impl Gpu {
             Map::Gate { a, b, first, activation, out, rows } => {
                 self.gate_rows([a, b, out], first, activation, rows)
             }
+            Map::Activate { a, activation, out, rows } => self.activate_rows([a, out], activation, rows),
+            Map::Join { a, b, groups, out, rows } => self.run_join([a, b, out], groups, rows),
             Map::CopyRow { a, from, out, to } => self.copy_row((a, from), (out, to)),
         }
     }
@@ -97,7 +99,7 @@ impl Gpu {
         self.stream.dispatch(&Call {
             kernel,
             bindings: &bindings,
-            immediates: &[count as u32, width as u32, wide as u32],
+            immediates: &[count as u32, (width / wide) as u32],
             groups: [(count.div_ceil(LANES) as u32).min(65_535), 1, 1],
             verb: VERB,
             bytes: 12 * count as u64,
@@ -135,6 +137,35 @@ impl Gpu {
             groups: [(count.div_ceil(LANES) as u32).min(65_535), 1, 1],
             verb: VERB,
             bytes: 12 * count as u64,
+        })
+    }
+
+    /// `out = activation(a)`
+    fn activate_rows(&mut self, [a, out]: [Buf; 2], activation: Activation, rows: usize) -> Result<()> {
+        let shapes = [self.shape(VERB, a)?, self.shape(VERB, out)?];
+        check::map(rows, &shapes)?;
+        let (apart, [kind, alpha, limit]) = (a != out, activation_key(activation));
+        let key = KernelKey { name: "activate", params: [kind, alpha, limit, apart.into(), 0, 0, 0, 0] };
+        let kernel = self.stream.kernel(key, || Source {
+            wgsl: Template::new()
+                .flag("APART", apart)
+                .piece("activate", activate(activation))
+                .render(include_str!("../wgsl/activate_rows.wgsl")),
+            bindings: [Access::Write, Access::Read][..1 + usize::from(apart)].to_vec(),
+        })?;
+        let mut bindings = vec![self.acts.get(VERB, out)?.rows];
+        if apart {
+            bindings.push(self.acts.get(VERB, a)?.rows);
+        }
+        let count = rows * shapes[0].width;
+        self.acts.get_mut(VERB, out)?.written();
+        self.stream.dispatch(&Call {
+            kernel,
+            bindings: &bindings,
+            immediates: &[count as u32],
+            groups: [(count.div_ceil(LANES) as u32).min(65_535), 1, 1],
+            verb: VERB,
+            bytes: 8 * count as u64,
         })
     }
 

@@ -39,7 +39,17 @@ impl Gpu {
         self.stream.dispatch(&Call {
             kernel,
             bindings: &bindings,
-            immediates: &[rows, heads, head_dim, half, positions, args.magnitude.to_bits(), shares as u32],
+            immediates: &[
+                rows,
+                heads,
+                head_dim,
+                half,
+                positions,
+                args.magnitude.to_bits(),
+                shares as u32,
+                args.first as u32,
+                if args.back { -1f32 } else { 1.0 }.to_bits(),
+            ],
             groups: [((angles * shares).div_ceil(LANES) as u32).min(65_535), 1, 1],
             verb: VERB,
             bytes: 16 * (angles * args.heads) as u64,

@@ -21,7 +21,8 @@ impl Gpu {
         let cols = vectors.map(|v| v.map(|v| v.spec.cols));
         let [bias, scales] = vectors.map(|v| v.map(|v| v.parts[0].buffer));
         let (logits, out) = (self.shape(VERB, args.logits)?, self.shape(VERB, args.out)?);
-        check::route(args, logits, cols, out)?;
+        let chosen = args.chosen.map(|c| self.shape(VERB, c)).transpose()?;
+        check::route(args, logits, cols, chosen, out)?;
         let experts = logits.width;
         let rule = args.rule;
         if experts + rule.top_k > MOST_EXPERTS {
@@ -30,16 +31,20 @@ impl Gpu {
         }
         let groups = rule.groups.map_or([0; 3], |g| [g.count, g.top, 1 + g.score as usize]);
         let [count, top, score] = groups.map(|n| n as u32);
-        let flags = [bias.is_some(), rule.normalize.is_some(), scales.is_some()];
+        let flags = [bias.is_some(), rule.normalize.is_some(), scales.is_some(), chosen.is_some()];
         let flags = flags.iter().rev().fold(0, |bits, &flag| 2 * bits + u32::from(flag));
         let sizes = [experts as u32, rule.top_k as u32];
         let params = [sizes[0], sizes[1], rule.gating as u32, count, top, score, flags, 0];
         let key = KernelKey { name: "route", params };
-        let kernel =
-            self.stream.kernel(key, || source(experts, &rule, [bias.is_some(), scales.is_some()]))?;
+        let kernel = self
+            .stream
+            .kernel(key, || source(experts, &rule, [bias.is_some(), scales.is_some(), chosen.is_some()]))?;
         let mut bindings = vec![self.acts.get(VERB, args.out)?.rows, self.acts.get(VERB, args.logits)?.rows];
         bindings.extend(bias);
         bindings.extend(scales);
+        if let Some(chosen) = args.chosen {
+            bindings.push(self.acts.get(VERB, chosen)?.rows);
+        }
         self.acts.get_mut(VERB, args.out)?.written();
         self.stream.dispatch(&Call {
             kernel,
@@ -52,7 +57,7 @@ impl Gpu {
     }
 }
 
-fn source(experts: usize, rule: &Routing, [bias, scales]: [bool; 2]) -> Source {
+fn source(experts: usize, rule: &Routing, [bias, scales, chosen]: [bool; 3]) -> Source {
     let (groups, kept) = rule.groups.map_or((1, 1), |g| (g.count, g.top));
     let wgsl = Template::new()
         .flag("SOFTMAX", rule.gating == Gating::Softmax)
@@ -61,6 +66,8 @@ fn source(experts: usize, rule: &Routing, [bias, scales]: [bool; 2]) -> Source {
         .flag("SOFTPLUS", rule.gating == Gating::SqrtSoftplus)
         .flag("BIAS", bias)
         .flag("SCALES", scales)
+        .flag("CHOSEN", chosen)
+        .value("CHOSEN_AT", 2 + usize::from(bias) + usize::from(scales))
         .value("SCALES_AT", 2 + usize::from(bias))
         .flag("NORMALIZE", rule.normalize.is_some())
         .flag("GROUPED", rule.groups.is_some())
@@ -73,6 +80,6 @@ fn source(experts: usize, rule: &Routing, [bias, scales]: [bool; 2]) -> Source {
         .piece("order", ORDER)
         .render(ROUTE);
     let mut bindings = vec![Access::Write, Access::Read];
-    bindings.extend([bias, scales].into_iter().filter(|&there| there).map(|_| Access::Read));
+    bindings.extend([bias, scales, chosen].into_iter().filter(|&there| there).map(|_| Access::Read));
     Source { wgsl, bindings }
 }

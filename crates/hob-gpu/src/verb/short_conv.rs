@@ -17,15 +17,17 @@ impl Gpu {
     pub(crate) fn run_short_conv(&mut self, args: &ShortConv) -> Result<()> {
         let taps = self.weight(VERB, args.taps, WeightKind::Vector)?;
         let (cols, taps) = (taps.spec.cols, taps.parts[0].buffer);
+        let bias = args.bias.map(|w| self.weight(VERB, w, WeightKind::Vector)).transpose()?;
+        let bias = bias.map(|bias| (bias.spec.cols, bias.parts[0].buffer));
         let (x, state) = (self.shape(VERB, args.x)?, self.shape(VERB, args.state)?);
         let out = self.shape(VERB, args.out)?;
-        let count = check::short_conv(args, x, cols, state, out)?;
+        let count = check::short_conv(args, x, (cols, bias.map(|b| b.0)), state, out)?;
         let chunk = CHUNK.max(count);
         let key = KernelKey {
             name: "short conv",
-            params: [count as u32, chunk as u32, args.form as u32, 0, 0, 0, 0, 0],
+            params: [count as u32, chunk as u32, args.form as u32, bias.is_some().into(), 0, 0, 0, 0],
         };
-        let kernel = self.stream.kernel(key, || source(args.form, count, chunk))?;
+        let kernel = self.stream.kernel(key, || source(args.form, count, chunk, bias.is_some()))?;
         let mut items = std::mem::take(&mut self.words);
         items.clear();
         for seq in args.seqs {
@@ -36,13 +38,14 @@ impl Gpu {
         let chunks = items.len() / 5;
         let start = self.stream.arguments(&items);
         self.words = items;
-        let bindings = [
+        let mut bindings = vec![
             self.acts.get(VERB, args.out)?.rows,
             self.acts.get(VERB, args.state)?.rows,
             self.acts.get(VERB, args.x)?.rows,
             taps,
             self.stream.argument_buffer(),
         ];
+        bindings.extend(bias.map(|b| b.1));
         self.acts.get_mut(VERB, args.out)?.written();
         self.acts.get_mut(VERB, args.state)?.written();
         let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
@@ -57,11 +60,15 @@ impl Gpu {
     }
 }
 
-fn source(form: ConvForm, taps: usize, chunk: usize) -> Source {
+fn source(form: ConvForm, taps: usize, chunk: usize, biased: bool) -> Source {
     let gated = form == ConvForm::Gated;
-    let wgsl =
-        Template::new().flag("GATED", gated).value("TAPS", taps).value("CHUNK", chunk).render(SHORT_CONV);
+    let wgsl = Template::new()
+        .flag("GATED", gated)
+        .flag("BIASED", biased)
+        .value("TAPS", taps)
+        .value("CHUNK", chunk)
+        .render(SHORT_CONV);
     let mut bindings = vec![Access::Write, Access::Write];
-    bindings.extend([Access::Read; 3]);
+    bindings.extend(vec![Access::Read; 3 + usize::from(biased)]);
     Source { wgsl, bindings }
 }

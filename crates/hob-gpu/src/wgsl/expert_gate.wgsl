@@ -1,4 +1,4 @@
-// activation(gate) * up of 32 neighbouring outputs of one (row, expert): a team of lanes makes one of them.
+// activation(gate) * up, or activation(up) where there is no gate, of 32 neighbouring outputs of one (row, expert): a team of lanes makes one of them.
 struct Sizes {
     cols: u32, blocks: u32, outputs: u32, top_k: u32, pairs: u32, experts: u32,
     // Experts of this dispatch, and those that the bound parts begin with.
@@ -57,7 +57,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let g = (expert - sizes.gate_first) * sizes.outputs + output;
         let u = (expert - sizes.up_first) * sizes.outputs + output;
         for (var b = lane % TEAM; b < sizes.blocks; b += TEAM) {
+            //#if !ALONE
             gate += product_g(g, sizes.blocks, b, row);
+            //#endif
             up += product_u(u, sizes.blocks, b, row);
         }
     }
@@ -76,7 +78,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         gate += bias_g[at];
         up += bias_u[at];
         //#endif
+        //#if ALONE
+        values[lane] = alone(up);
+        //#else
         values[lane] = gated(gate, up);
+        //#endif
     }
     workgroupBarrier();
     if (!mine) {

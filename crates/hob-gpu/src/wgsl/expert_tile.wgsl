@@ -1,4 +1,4 @@
-// 32 pairs of one expert times 64 weight rows, on int8: 32 of gate and the same 32 of up, or 64 of down.
+// 32 pairs of one expert times 64 weight rows, on int8: 32 of gate and the same 32 of up, 64 of up alone, or 64 of down.
 struct Sizes {
     blocks: u32, outputs: u32, top_k: u32, first_pair: u32,
     // Experts of this dispatch, and those that the bound parts begin with.
@@ -18,6 +18,8 @@ var<immediate> sizes: Sizes;
 //#if BIASED
 @group(0) @binding($BIAS_B$) var<storage, read> bias_b: array<f32>;
 //#endif
+//#endif
+//#if HIDDEN
 @group(0) @binding($OUT$) var<storage, read_write> codes: array<u32>;
 @group(0) @binding($META$) var<storage, read_write> meta_: array<vec2<u32>>;
 //#else
@@ -40,8 +42,15 @@ var<workgroup> w_hi: array<vec4<u32>, 64u * DEEP>;
 // s.xy, m.xy
 var<workgroup> w_scale: array<vec4<f32>, 64u * DEEP>;
 var<workgroup> pair_of: array<u32, TILE>;
+//#if HIDDEN
+// Outputs of a pair.
 //#if GATED
-var<workgroup> values: array<f32, 1024>;
+const WIDE = 32u;
+//#else
+const WIDE = 64u;
+//#endif
+const VALUES = TILE * WIDE;
+var<workgroup> values: array<f32, VALUES>;
 //#include quantize_block
 //#endif
 
@@ -102,7 +111,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var n = lane; n < TILE * DEEP; n += LANES) {
             let b = block + n / TILE;
             let pair = sizes.first_pair + pair_of[n % TILE];
-            //#if GATED
+            //#if HIDDEN
             let at = pair / sizes.top_k;
             //#else
             let at = pair;
@@ -152,6 +161,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
+    //#if HIDDEN
     //#if GATED
     // Outputs column + 8 j; j from 4 on are those of up.
     //#for j 4
@@ -169,17 +179,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         gated(acc_$i$_$j$ + bias_$j$.x, ups_$i$[$j$] + bias_$j$.y);
     //#endfor
     //#endfor
+    //#else
+    //#for i 2
+    //#for j 8
+    values[(line + 16u * $i$u) * WIDE + column + 8u * $j$u] = alone(acc_$i$_$j$);
+    //#endfor
+    //#endfor
+    //#endif
     workgroupBarrier();
     let out_blocks = (sizes.outputs + 31u) / 32u;
-    for (var n = lane; n < 256u; n += LANES) {
-        let line_ = n / 8u;
+    for (var n = lane; n < TILE * WIDE / 4u; n += LANES) {
+        let line_ = 4u * n / WIDE;
+        let half = n / 8u % (WIDE / 32u);
         let word = n % 8u;
+        let block_ = group.x * (WIDE / 32u) + half;
         let pair = sizes.first_pair + pair_of[line_];
-        if (line_ < tile.z) {
-            let piece = (2u * pair + word / 4u) * out_blocks + group.x;
-            codes[4u * piece + word % 4u] = quantize_word(32u * line_, word);
+        if (line_ < tile.z && block_ < out_blocks) {
+            let piece = (2u * pair + word / 4u) * out_blocks + block_;
+            let from_ = WIDE * line_ + 32u * half;
+            codes[4u * piece + word % 4u] = quantize_word(from_, word);
             if (word == 0u) {
-                meta_[pair * out_blocks + group.x] = quantize_meta(32u * line_);
+                meta_[pair * out_blocks + block_] = quantize_meta(from_);
             }
         }
     }

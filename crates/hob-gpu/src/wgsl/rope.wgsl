@@ -1,6 +1,6 @@
-// Rotates pairs of the first `2 * half` dimensions of every head, in place. A lane has one pair of every `shares`-th head
+// Rotates pairs of `2 * half` dimensions of every head from `first` on, in place; `sign` of -1 turns back. A lane has one pair of every `shares`-th head
 // of a row: all heads of a row turn by the same angles, which are dearer than the rotation.
-struct Sizes { rows: u32, heads: u32, head_dim: u32, half_: u32, positions: u32, magnitude: f32, shares: u32 }
+struct Sizes { rows: u32, heads: u32, head_dim: u32, half_: u32, positions: u32, magnitude: f32, shares: u32, first: u32, sign: f32 }
 var<immediate> sizes: Sizes;
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
 @group(0) @binding(1) var<storage, read> freqs: array<f32>;
@@ -15,9 +15,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         let pair = at % sizes.half_;
         let share = at / sizes.half_ % sizes.shares;
         let row = at / sizes.half_ / sizes.shares;
-        let turn = rope_angle(arguments[sizes.positions + row], freqs[pair]) * sizes.magnitude;
+        let angle = rope_angle(arguments[sizes.positions + row], freqs[pair]) * sizes.magnitude;
+        let turn = vec2<f32>(angle.x, angle.y * sizes.sign);
         for (var head = share; head < sizes.heads; head += sizes.shares) {
-            let start = (row * sizes.heads + head) * sizes.head_dim;
+            let start = (row * sizes.heads + head) * sizes.head_dim + sizes.first;
             //#if INTERLEAVED
             let first = start + 2u * pair;
             let second = first + 1u;

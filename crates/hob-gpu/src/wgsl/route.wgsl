@@ -13,6 +13,11 @@ var<immediate> sizes: Sizes;
 var<workgroup> scale_of: array<f32, $TOP$>;
 //#endif
 
+//#if CHOSEN
+// Ids of the experts of every row.
+@group(0) @binding($CHOSEN_AT$) var<storage, read> given: array<f32>;
+//#endif
+
 const EXPERTS = $EXPERTS$u;
 const PADDED = (EXPERTS + 7u) / 8u * 8u;
 const TOP = $TOP$u;
@@ -167,6 +172,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         rank[i] = 0u;
     }
     workgroupBarrier();
+    //#if CHOSEN
+    for (var n = lane; n < TOP; n += LANES) {
+        chosen[n] = min(u32(max(given[row * TOP + n], 0.0)), EXPERTS - 1u);
+    }
+    //#else
     //#if GROUPED
     keep_groups(lane);
     //#endif
@@ -185,13 +195,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             chosen[before] = i;
         }
     }
+    //#endif
     workgroupBarrier();
     // In the order of ids.
     for (var n = lane; n < TOP; n += LANES) {
         let id = chosen[n];
         var at = 0u;
         for (var j = 0u; j < TOP; j++) {
-            at += u32(chosen[j] < id);
+            at += u32(chosen[j] < id || (chosen[j] == id && j < n));
         }
         var w = p[id];
         if (is_nan(logits[row * EXPERTS + id])) {

@@ -8,6 +8,9 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(3) var<storage, read> taps: array<f32>;
 // Of every chunk: row, rows and position of its sequence, the slot, its first row within the sequence.
 @group(0) @binding(4) var<storage, read> arguments: array<u32>;
+//#if BIASED
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+//#endif
 
 const TAPS = $TAPS$u;
 const CHUNK = $CHUNK$u;
@@ -65,6 +68,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         for (var j = 1u; j < TAPS; j++) {
             sum = fma(weight[j], window[j], sum);
         }
+        //#if BIASED
+        sum += bias[c];
+        //#endif
         //#if GATED
         out[(row + i) * sizes.dim + c] = x[(row + i) * 3u * sizes.dim + sizes.dim + c] * sum;
         //#else

@@ -1,5 +1,5 @@
-// out (+)= a * sigmoid(gate); a gate is as wide as the rows, or 1.
-struct Sizes { count: u32, width: u32, gate_width: u32 }
+// out (+)= a * sigmoid(gate); `each` neighbours share a gate.
+struct Sizes { count: u32, each: u32 }
 var<immediate> sizes: Sizes;
 @group(0) @binding(0) var<storage, read_write> out: array<f32>;
 @group(0) @binding(1) var<storage, read> gate: array<f32>;
@@ -10,11 +10,7 @@ var<immediate> sizes: Sizes;
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     for (var i = id.x; i < sizes.count; i += groups.x * 256u) {
-        var at = i;
-        if (sizes.gate_width == 1u) {
-            at = i / sizes.width;
-        }
-        let open = 1.0 / (1.0 + exp(clamp(-gate[at], -87.0, 87.0)));
+        let open = 1.0 / (1.0 + exp(clamp(-gate[i / sizes.each], -87.0, 87.0)));
         //#if IN_PLACE
         out[i] *= open;
         //#else

@@ -3,19 +3,14 @@
 
 use hob_compute::reference::Reference;
 use hob_compute::{Buf, Compute};
-use hob_gpu::{Gpu, GpuConfig, adapters};
+use hob_gpu::{Gpu, GpuConfig};
 
 /// Sets of features to do without: all forms of a kernel are reached by some.
 pub const TIERS: [&str; 4] = ["", "subgroups", "dot,coop", "subgroups,f16,dot,coop"];
 
 /// A GPU for tests: the software adapter where there is one, unless `HOB_TEST_ADAPTER` names another by its index.
 pub fn gpu(exact: bool, off: &str) -> Option<Gpu> {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
-        return None;
-    };
+    let adapter = hob_gpu::test_adapter()?;
     Some(
         Gpu::open(&GpuConfig { adapter, off: off.to_string(), exact, cache: None })
             .expect("the adapter opens"),

@@ -20,16 +20,28 @@ pub struct Of {
     /// How much larger scores are than usual.
     pub loud: f32,
     pub sinks: bool,
+    pub latent: Option<usize>,
 }
 
 impl Of {
     pub fn new(heads: usize, kv_heads: usize, head_dim: usize, k: KvFormat, v: KvFormat) -> Of {
-        Of { heads, kv_heads, head_dim, k, v, window: None, softcap: None, loud: 1.0, sinks: false }
+        Of {
+            heads,
+            kv_heads,
+            head_dim,
+            k,
+            v,
+            window: None,
+            softcap: None,
+            loud: 1.0,
+            sinks: false,
+            latent: None,
+        }
     }
 
     pub fn spec(&self) -> PageSpec {
-        let Of { kv_heads, head_dim, k, v, .. } = *self;
-        PageSpec { kv_heads, head_dim, k, v, first: false }
+        let Of { kv_heads, head_dim, k, v, latent, .. } = *self;
+        PageSpec { kv_heads, head_dim, k, v, first: false, latent }
     }
 }
 
@@ -93,7 +105,8 @@ impl World {
         let count = runs.iter().map(|(_, r)| r.len()).sum();
         let k = buffer(dev, count, kv, &Self::rows(&self.k, kv, runs));
         let v = buffer(dev, count, kv, &Self::rows(&self.v, kv, runs));
-        dev.append_kv(&AppendKv { k, v, seqs: &self.seqs(runs) }).unwrap();
+        let values = if self.of.latent.is_some() { k } else { v };
+        dev.append_kv(&AppendKv { k, v: values, seqs: &self.seqs(runs) }).unwrap();
         dev.free(k).unwrap();
         dev.free(v).unwrap();
     }
@@ -130,13 +143,14 @@ impl World {
         let q = buffer(dev, count, width, &Self::rows(&self.q, width, runs));
         let k = buffer(dev, count, kv, &Self::rows(&self.k, kv, runs));
         let v = buffer(dev, count, kv, &Self::rows(&self.v, kv, runs));
-        let out = dev.alloc(count, width).unwrap();
+        let wide = heads * self.of.spec().value_dim();
+        let out = dev.alloc(count, wide).unwrap();
         let sinks = sinks.then(|| vector(dev, &Rng::new(77).normal_vec(heads, 2.0)));
         let scale = loud * 0.3 / (head_dim as f32).sqrt();
         let seqs = self.seqs(runs);
         let args = Attend { q, out, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs: &seqs };
-        work(dev, &args, [k, v]);
-        let found = contents(dev, out, count * width);
+        work(dev, &args, [k, if self.of.latent.is_some() { k } else { v }]);
+        let found = contents(dev, out, count * wide);
         [q, k, v, out].into_iter().for_each(|buf| dev.free(buf).unwrap());
         sinks.map_or(Ok(()), |w| dev.unload(w)).unwrap();
         found

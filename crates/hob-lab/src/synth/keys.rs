@@ -3,7 +3,7 @@
 
 use hob_files::gguf_write::Writer;
 
-use super::shapes::{Attention, Kinds, Shape};
+use super::shapes::{Attention, Kinds, Shape, Ssm};
 
 /// Sets the keys of `shape` as architecture `arch`, without a vocabulary.
 pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) {
@@ -18,8 +18,8 @@ pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) 
         ("context_length", shape.ctx_train),
         ("embedding_length", shape.dim),
         ("attention.head_count", shape.heads),
-        ("attention.key_length", shape.head_dim),
-        ("attention.value_length", shape.head_dim),
+        ("attention.key_length", shape.latent.map_or(shape.head_dim, |l| l.rank + l.rotary)),
+        ("attention.value_length", shape.latent.map_or(shape.head_dim, |l| l.rank)),
         ("rope.dimension_count", shape.rotary()),
         ("vocab_size", shape.vocab),
     ] {
@@ -28,12 +28,29 @@ pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) 
             writer.set(&format!("{arch}.{key}"), count(value));
         }
     }
-    writer
-        .set(&format!("{arch}.attention.layer_norm_rms_epsilon"), shape.rms_eps)
-        .set(&format!("{arch}.rope.freq_base"), shape.rope_base);
-    kv_heads(writer, shape, arch);
-    feed_forward(writer, shape, arch);
+    match shape.ssm {
+        Some(ssm) => state_spaces(writer, shape, ssm, arch),
+        None => {
+            writer
+                .set(&format!("{arch}.attention.layer_norm_rms_epsilon"), shape.rms_eps)
+                .set(&format!("{arch}.rope.freq_base"), shape.rope_base);
+            kv_heads(writer, shape, arch);
+            feed_forward(writer, shape, arch);
+        }
+    }
     windows(writer, shape, arch);
+    if let Some(latent) = shape.latent {
+        for (key, value) in [
+            ("attention.q_lora_rank", latent.q_rank),
+            ("attention.kv_lora_rank", latent.rank),
+            ("attention.key_length_mla", latent.nope + latent.rotary),
+            ("attention.value_length_mla", latent.value),
+        ] {
+            if value > 0 {
+                writer.set(&format!("{arch}.{key}"), count(value));
+            }
+        }
+    }
     if let Some(kinds) = shape.kinds {
         layer_kinds(writer, shape, kinds, arch);
     }
@@ -42,13 +59,21 @@ pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) 
             .set(&format!("{arch}.expert_count"), count(experts.count))
             .set(&format!("{arch}.expert_used_count"), count(experts.top_k))
             .set(&format!("{arch}.expert_feed_forward_length"), count(experts.ffn));
-        if arch == "glm4moe" {
+        if matches!(arch, "glm4moe" | "deepseek2") {
+            // Of DeepSeek's kin those with a compressed query choose as V3 does.
+            let sigmoid = shape.latent.is_none_or(|latent| latent.q_rank > 0);
             writer
                 .set(&format!("{arch}.expert_shared_count"), count(experts.shared_ffn / experts.ffn))
                 .set(&format!("{arch}.leading_dense_block_count"), count(experts.dense))
-                .set(&format!("{arch}.expert_gating_func"), 2u32)
-                .set(&format!("{arch}.expert_weights_norm"), true)
+                .set(&format!("{arch}.expert_gating_func"), if sigmoid { 2u32 } else { 1 })
+                .set(&format!("{arch}.expert_weights_norm"), sigmoid)
                 .set(&format!("{arch}.expert_weights_scale"), 1f32);
+        } else if shape.ssm.is_some() {
+            writer
+                .set(&format!("{arch}.expert_shared_feed_forward_length"), count(experts.shared_ffn))
+                .set(&format!("{arch}.expert_shared_count"), 1u32)
+                .set(&format!("{arch}.expert_weights_norm"), true)
+                .set(&format!("{arch}.expert_weights_scale"), 2.5f32);
         } else if experts.shared_ffn > 0 {
             writer.set(&format!("{arch}.expert_shared_feed_forward_length"), count(experts.shared_ffn));
         }
@@ -69,6 +94,36 @@ pub(super) fn write(writer: &mut Writer, shape: &Shape, arch: &str, name: &str) 
             writer.set(&format!("{arch}.{key}"), count(value));
         }
     }
+}
+
+/// Layers of one sublayer: which of them attend and which have a feed-forward block shows by their sizes.
+fn state_spaces(writer: &mut Writer, shape: &Shape, ssm: Ssm, arch: &str) {
+    for (key, value) in [
+        ("ssm.conv_kernel", ssm.conv),
+        ("ssm.state_size", ssm.state_dim),
+        ("ssm.group_count", ssm.groups),
+        ("ssm.time_step_rank", ssm.heads),
+        ("ssm.inner_size", ssm.heads * ssm.head_dim),
+    ] {
+        writer.set(&format!("{arch}.{key}"), u32::try_from(value).unwrap_or(u32::MAX));
+    }
+    if arch == "mamba2" {
+        writer.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), shape.rms_eps);
+        return;
+    }
+    let per_layer =
+        |of: &dyn Fn(char) -> usize| (0..shape.layers).map(|i| of(ssm.kind(i)) as i32).collect::<Vec<i32>>();
+    let experts = shape.experts.map_or(0, |e| e.ffn);
+    let kv_heads = per_layer(&|kind| if kind == '*' { shape.kv_heads } else { 0 });
+    let ffn = per_layer(&|kind| match kind {
+        'E' => experts,
+        '-' => shape.ffn,
+        _ => 0,
+    });
+    writer
+        .set(&format!("{arch}.attention.layer_norm_epsilon"), shape.rms_eps)
+        .set(&format!("{arch}.attention.head_count_kv"), kv_heads)
+        .set(&format!("{arch}.feed_forward_length"), ffn);
 }
 
 /// One number, or one per layer.

@@ -137,8 +137,10 @@ pub(super) fn types(slots: &[Slot], shape: &Shape, mix: Mix, head: Option<Format
                 _ => return Format::F32,
             };
             place.v_seen += usize::from(v_like(&slot.name));
-            // A plain type is what the user asked for, not a goal to come close to.
-            if matches!(mix, Mix::Plain(_)) { wanted } else { fallback(wanted, slot) }
+            // A plain type is what the user asked for, not a goal to come close to: where it does not even fit the model's
+            // width, it is refused. A few other matrices may be of another type, as in every published file.
+            let refused = matches!(mix, Mix::Plain(format) if !shape.dim.is_multiple_of(format.block_len()));
+            if refused { wanted } else { fallback(wanted, slot) }
         })
         .collect()
 }

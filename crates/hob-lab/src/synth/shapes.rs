@@ -28,7 +28,10 @@ pub struct Shape {
     pub attention: Attention,
     pub experts: Option<Experts>,
     pub delta: Option<Delta>,
+    /// Where every layer is one sublayer of several kinds.
+    pub ssm: Option<Ssm>,
     pub kinds: Option<Kinds>,
+    pub latent: Option<Latent>,
 }
 
 /// Layers with attention.
@@ -71,6 +74,19 @@ pub struct Kinds {
     pub input: usize,
 }
 
+/// Attention to a latent (DeepSeek-V2), in dimensions; heads of the shape do not count then but for their number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Latent {
+    /// Of what queries are made from; 0 where that is the stream.
+    pub q_rank: usize,
+    pub rank: usize,
+    /// Of a head's query and key that are not rotated.
+    pub nope: usize,
+    pub rotary: usize,
+    /// Of a head's value.
+    pub value: usize,
+}
+
 impl Kinds {
     /// Whether layer `i` sees only a window.
     pub fn slides(&self, i: usize) -> bool {
@@ -89,6 +105,26 @@ pub struct Delta {
     pub conv: usize,
     /// Dimensions of an attention head that rotate.
     pub rotary: usize,
+}
+
+/// Selective state spaces (Mamba-2) among layers of other kinds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ssm {
+    pub heads: usize,
+    pub head_dim: usize,
+    pub state_dim: usize,
+    pub groups: usize,
+    /// Columns of the convolution.
+    pub conv: usize,
+    /// A letter for each layer, as NVIDIA's configs have them: M, *, - and E; none is M.
+    pub pattern: &'static str,
+}
+
+impl Ssm {
+    /// What layer `i` is.
+    pub fn kind(&self, i: usize) -> char {
+        self.pattern.chars().nth(i).unwrap_or('M')
+    }
 }
 
 impl Shape {
@@ -112,7 +148,9 @@ impl Shape {
         attention: Attention::Every,
         experts: None,
         delta: None,
+        ssm: None,
         kinds: None,
+        latent: None,
     };
 
     /// Heads of layer `i`: KV heads and their dimensions.
@@ -139,6 +177,9 @@ impl Shape {
 
     /// Dimensions of a head that rotate.
     pub fn rotary(&self) -> usize {
+        if let Some(latent) = self.latent {
+            return latent.rotary;
+        }
         match (self.delta, self.arch) {
             (Some(delta), _) => delta.rotary,
             (None, "glm4moe") => self.head_dim / 2,
@@ -148,6 +189,9 @@ impl Shape {
 
     /// Whether layer `i` attends.
     pub fn attends(&self, i: usize) -> bool {
+        if let Some(ssm) = self.ssm {
+            return ssm.kind(i) == '*';
+        }
         match self.attention {
             Attention::Every => true,
             Attention::Nth(n) => (i + 1).is_multiple_of(n),
@@ -230,6 +274,10 @@ const LFM2: Shape = Shape {
     attention: Attention::At(&[2, 5, 8, 10, 12, 14]),
     ..Shape::DENSE
 };
+
+const MAMBA2: Shape =
+    Shape { arch: "mamba2", head_dim: 0, vocab: 50_288, ctx_train: 1 << 20, rms_eps: 1e-5, ..Shape::DENSE };
+const MAMBA2_HEADS: Ssm = Ssm { heads: 0, head_dim: 64, state_dim: 128, groups: 1, conv: 4, pattern: "" };
 
 /// Every shape, smallest first within a family.
 pub const SHAPES: &[Shape] = &[
@@ -396,6 +444,73 @@ pub const SHAPES: &[Shape] = &[
         experts: Some(Experts { count: 128, top_k: 8, ffn: 1408, shared_ffn: 1408, dense: 1 }),
         ..Shape::DENSE
     },
+    Shape {
+        name: "mamba2-130m",
+        dim: 768,
+        layers: 24,
+        ssm: Some(Ssm { heads: 24, ..MAMBA2_HEADS }),
+        ..MAMBA2
+    },
+    Shape {
+        name: "mamba2-2.7b",
+        dim: 2560,
+        layers: 64,
+        ssm: Some(Ssm { heads: 80, ..MAMBA2_HEADS }),
+        ..MAMBA2
+    },
+    Shape {
+        name: "nemotron-3-nano-30b-a3b",
+        arch: "nemotron_h_moe",
+        dim: 2688,
+        layers: 52,
+        heads: 32,
+        kv_heads: 2,
+        vocab: 131_072,
+        tied: false,
+        ctx_train: 262_144,
+        rms_eps: 1e-5,
+        experts: Some(Experts { count: 128, top_k: 6, ffn: 1856, shared_ffn: 3712, dense: 0 }),
+        ssm: Some(Ssm {
+            heads: 64,
+            groups: 8,
+            pattern: "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+            ..MAMBA2_HEADS
+        }),
+        ..Shape::DENSE
+    },
+    Shape {
+        name: "deepseek-v2-lite",
+        arch: "deepseek2",
+        dim: 2048,
+        layers: 27,
+        ffn: 10_944,
+        heads: 16,
+        kv_heads: 1,
+        vocab: 102_400,
+        tied: false,
+        ctx_train: 163_840,
+        rope_base: 1e4,
+        experts: Some(Experts { count: 64, top_k: 6, ffn: 1408, shared_ffn: 2816, dense: 1 }),
+        latent: Some(Latent { q_rank: 0, rank: 512, nope: 128, rotary: 64, value: 128 }),
+        ..Shape::DENSE
+    },
+    // Without the extra block that drafts (MTP).
+    Shape {
+        name: "glm-4.7-flash",
+        arch: "deepseek2",
+        dim: 2048,
+        layers: 47,
+        ffn: 10_240,
+        heads: 20,
+        kv_heads: 1,
+        vocab: 154_880,
+        tied: false,
+        ctx_train: 202_752,
+        rms_eps: 1e-5,
+        experts: Some(Experts { count: 64, top_k: 4, ffn: 1536, shared_ffn: 1536, dense: 1 }),
+        latent: Some(Latent { q_rank: 768, rank: 512, nope: 192, rotary: 64, value: 256 }),
+        ..Shape::DENSE
+    },
     Shape { name: "lfm2-350m", dim: 1024, ffn: 4608, heads: 16, ..LFM2 },
     Shape { name: "lfm2-700m", dim: 1536, ffn: 6912, heads: 24, ..LFM2 },
     Shape { name: "lfm2-1.2b", dim: 2048, ffn: 8192, heads: 32, ..LFM2 },
@@ -461,6 +576,10 @@ mod tests {
             ("gpt-oss-20b", 20_914.8),
             ("gpt-oss-120b", 116_829.2),
             ("glm-4.5-air", 106_852.0),
+            ("mamba2-130m", 128.99),
+            ("mamba2-2.7b", 2702.60),
+            ("nemotron-3-nano-30b-a3b", 31_577.9),
+            ("deepseek-v2-lite", 15_706.5),
             ("lfm2-350m", 354.48),
             ("lfm2-700m", 742.49),
             ("lfm2-1.2b", 1170.34),
@@ -471,7 +590,7 @@ mod tests {
             let found = tensors::table(shape, shape.arch).iter().map(weights).sum::<usize>() as f64 / 1e6;
             assert!((found / millions - 1.0).abs() < 1e-3, "{name}: {found}");
         }
-        assert_eq!(SHAPES.len(), 38);
+        assert_eq!(SHAPES.len(), 43);
     }
 
     #[test]
@@ -483,6 +602,12 @@ mod tests {
         assert_eq!(
             (at("qwen3-0.6b"), at("lfm2-1.2b"), at("lfm2-2.6b"), at("qwen3.5-35b-a3b")),
             (28, 6, 8, 10)
+        );
+        let nano = find("nemotron-3-nano-30b-a3b").and_then(|s| s.ssm).expect("state spaces");
+        let count = |kind| (0..52).filter(|&i| nano.kind(i) == kind).count();
+        assert_eq!(
+            (at("mamba2-2.7b"), at("nemotron-3-nano-30b-a3b"), count('M'), count('E')),
+            (0, 6, 23, 23)
         );
     }
 }

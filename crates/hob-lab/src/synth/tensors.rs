@@ -2,7 +2,7 @@
 //! `llama-arch.cpp`. Written apart from hob-model's own list so that a file can be made for an architecture that hob
 //! cannot run yet; tests compare the two. It must not know formats or bytes.
 
-use super::shapes::{Delta, Experts, Shape};
+use super::shapes::{Delta, Experts, Latent, Shape, Ssm};
 
 /// What a tensor is for, as far as its type and its values depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,12 @@ pub fn table(shape: &Shape, arch: &str) -> Vec<Slot> {
     for i in 0..shape.layers {
         list.layer = Some(i);
         list.norm("attn_norm", shape.dim);
+        if let Some(ssm) = shape.ssm {
+            list.sublayer(shape, arch, ssm);
+            continue;
+        }
         match (shape.attends(i), shape.delta) {
+            (true, _) if shape.latent.is_some() => list.latent(shape),
             (true, _) => list.attention(shape, arch, i),
             (false, Some(delta)) => list.delta(shape.dim, delta),
             (false, None) => list.short_conv(shape.dim),
@@ -61,7 +66,9 @@ pub fn table(shape: &Shape, arch: &str) -> Vec<Slot> {
             list.feed_forward(shape.dim, shape.ffn_of(i));
         }
         if let Some(experts) = experts {
-            list.experts(shape.dim, experts, arch);
+            // Of DeepSeek's kin those with a compressed query choose as V3 does.
+            let biased = arch == "glm4moe" || shape.latent.is_some_and(|latent| latent.q_rank > 0);
+            list.experts(shape.dim, experts, (arch, biased));
         }
         if matches!(arch, "gemma3" | "gemma4") {
             list.norm("post_attention_norm", shape.dim);
@@ -143,6 +150,23 @@ impl Table {
         }
     }
 
+    fn latent(&mut self, shape: &Shape) {
+        let (dim, heads) = (shape.dim, shape.heads);
+        let Some(Latent { q_rank, rank, nope, rotary, value }) = shape.latent else { return };
+        if q_rank > 0 {
+            self.matrix("attn_q_a", q_rank, dim);
+            self.norm("attn_q_a_norm", q_rank);
+            self.matrix("attn_q_b", heads * (nope + rotary), q_rank);
+        } else {
+            self.matrix("attn_q", heads * (nope + rotary), dim);
+        }
+        self.matrix("attn_kv_a_mqa", rank + rotary, dim);
+        self.norm("attn_kv_a_norm", rank);
+        self.add("attn_k_b.weight", &[heads, rank, nope], Role::Matrix);
+        self.add("attn_v_b.weight", &[heads, value, rank], Role::Matrix);
+        self.matrix("attn_output", dim, heads * value);
+    }
+
     fn short_conv(&mut self, dim: usize) {
         self.add("shortconv.conv.weight", &[dim, super::SHORT_CONV], Role::Conv);
         self.matrix("shortconv.in_proj", 3 * dim, dim);
@@ -163,13 +187,49 @@ impl Table {
         self.matrix("ssm_out", dim, values);
     }
 
+    /// The only one of a layer.
+    fn sublayer(&mut self, shape: &Shape, arch: &str, ssm: Ssm) {
+        let (dim, i) = (shape.dim, self.layer.unwrap_or(0));
+        match (ssm.kind(i), shape.experts) {
+            ('*', _) => self.attention(shape, arch, i),
+            ('E', Some(experts)) => {
+                let Experts { count, ffn, shared_ffn, .. } = experts;
+                self.add("ffn_gate_inp.weight", &[count, dim], Role::Router);
+                self.add("ffn_up_exps.weight", &[count, ffn, dim], Role::Experts);
+                self.add("ffn_down_exps.weight", &[count, dim, ffn], Role::Experts);
+                self.add("exp_probs_b.bias", &[count], Role::Bias);
+                self.matrix("ffn_up_shexp", shared_ffn, dim);
+                self.matrix("ffn_down_shexp", dim, shared_ffn);
+            }
+            ('-' | 'E', _) => {
+                self.matrix("ffn_up", shape.ffn, dim);
+                self.matrix("ffn_down", dim, shape.ffn);
+            }
+            _ => self.state_space(dim, ssm),
+        }
+    }
+
+    fn state_space(&mut self, dim: usize, ssm: Ssm) {
+        let Ssm { heads, head_dim, state_dim, groups, conv, .. } = ssm;
+        let width = heads * head_dim;
+        let channels = width + 2 * groups * state_dim;
+        self.matrix("ssm_in", width + channels + heads, dim);
+        self.add("ssm_conv1d.weight", &[channels, conv], Role::Conv);
+        self.add("ssm_conv1d.bias", &[channels], Role::Bias);
+        self.add("ssm_dt.bias", &[heads], Role::Bias);
+        self.add("ssm_a", &[heads, 1], Role::Decay);
+        self.add("ssm_d", &[heads, 1], Role::Norm);
+        self.add("ssm_norm.weight", &[groups, width / groups], Role::Norm);
+        self.matrix("ssm_out", dim, width);
+    }
+
     fn feed_forward(&mut self, dim: usize, ffn: usize) {
         self.matrix("ffn_gate", ffn, dim);
         self.matrix("ffn_up", ffn, dim);
         self.matrix("ffn_down", dim, ffn);
     }
 
-    fn experts(&mut self, dim: usize, experts: Experts, arch: &str) {
+    fn experts(&mut self, dim: usize, experts: Experts, (arch, biased): (&str, bool)) {
         let Experts { count, ffn, shared_ffn, .. } = experts;
         self.add("ffn_gate_inp.weight", &[count, dim], Role::Router);
         self.add("ffn_gate_exps.weight", &[count, ffn, dim], Role::Experts);
@@ -182,7 +242,7 @@ impl Table {
                     self.add(&format!("ffn_{name}_exps.bias"), &[count, width], Role::Bias);
                 }
             }
-            "glm4moe" => self.add("exp_probs_b.bias", &[count], Role::Bias),
+            "glm4moe" | "deepseek2" if biased => self.add("exp_probs_b.bias", &[count], Role::Bias),
             "gemma4" => {
                 self.add("ffn_gate_inp.scale", &[dim], Role::Norm);
                 self.add("ffn_down_exps.scale", &[count], Role::Norm);
@@ -193,8 +253,8 @@ impl Table {
             _ => (),
         }
         if shared_ffn > 0 {
-            // GLM's shared expert has no gate of its own.
-            if arch != "glm4moe" {
+            // GLM's and DeepSeek's shared experts have no gate of their own.
+            if !matches!(arch, "glm4moe" | "deepseek2") {
                 self.add("ffn_gate_inp_shexp.weight", &[dim], Role::Router);
             }
             self.matrix("ffn_gate_shexp", shared_ffn, dim);
@@ -241,5 +301,8 @@ mod tests {
         assert_eq!(has("qwen3.5-35b-a3b", "blk.0.attn_qkv.weight"), Some(vec![8192, 2048]));
         assert_eq!(has("qwen3.5-35b-a3b", "blk.0.ffn_norm.weight"), None);
         assert_eq!(has("smollm2-135m", "output.weight"), None);
+        assert_eq!(has("mamba2-2.7b", "blk.63.ssm_in.weight"), Some(vec![10_576, 2560]));
+        assert_eq!(has("nemotron-3-nano-30b-a3b", "blk.5.attn_k.weight"), Some(vec![256, 2688]));
+        assert_eq!(has("nemotron-3-nano-30b-a3b", "blk.1.ffn_gate_exps.weight"), None);
     }
 }

@@ -28,7 +28,7 @@ fn families() -> Vec<Shape> {
             true
         }
     };
-    let more = ["gemma4-e4b", "gemma4-26b-a4b", "gemma4-31b"].map(tiny);
+    let more = ["gemma4-e4b", "gemma4-26b-a4b", "gemma4-31b", "glm-4.7-flash"].map(tiny);
     SHAPES.iter().filter(first).map(|s| tiny(s.name)).chain(more).collect()
 }
 
@@ -91,7 +91,13 @@ fn an_architecture_that_does_not_run_is_named() {
 
 #[test]
 fn names_round_trip_and_say_what_is_missing() {
-    for name in ["qwen3-1.7b:q4_0", "smollm2-135m:q4_1:q8_0", "qwen2.5-7b:q4_k_m", "qwen3-30b-a3b:moe_q3_k"] {
+    for name in [
+        "deepseek-v2-lite:q4_k",
+        "qwen3-1.7b:q4_0",
+        "smollm2-135m:q4_1:q8_0",
+        "qwen2.5-7b:q4_k_m",
+        "qwen3-30b-a3b:moe_q3_k",
+    ] {
         assert_eq!(Synth::parse(name).expect(name).name(), name);
     }
     assert_eq!(Synth::parse("QWEN3-0.6B:Q8_0").expect("any case").name(), "qwen3-0.6b:q8_0");

@@ -220,7 +220,7 @@ const DOWN: &str = "experts.down_proj";
 const EXPERTS: MoeNames = MoeNames {
     router: Name { gguf: "ffn_gate_inp", hf: "router.proj" },
     scales: Some(Name { gguf: "ffn_down_exps.scale", hf: "router.per_expert_scale" }),
-    gate: ExpertNames { hf_each: "experts.{}.gate_proj", hf_stacked: GATE_UP, ..MoeNames::USUAL.gate },
+    gate: Some(ExpertNames { hf_each: "experts.{}.gate_proj", hf_stacked: GATE_UP, ..MoeNames::GATE }),
     up: ExpertNames { hf_each: "experts.{}.up_proj", hf_stacked: GATE_UP, ..MoeNames::USUAL.up },
     down: ExpertNames { hf_each: "experts.{}.down_proj", hf_stacked: DOWN, ..MoeNames::USUAL.down },
     ..MoeNames::USUAL

@@ -11,9 +11,9 @@ use hob_compute::{Activation, Gating};
 use super::{Architecture, Entry, llama};
 use crate::blocks::{BranchNorms, DenseStyle, FINAL_NORM, FfnNames, GqaStyle, HybridStyle, MoeNames, QkNorm};
 use crate::config::{Biases, DenseShape, ExpertConfig, Key, Keys, RouterDefaults};
-use crate::config::{dense, drafting, experts, same_layers};
+use crate::config::{dense, drafting, experts, same_layers, shared_experts};
 use crate::needs::{Name, Naming, Needs};
-use crate::{Config, ModelError, Result};
+use crate::{Config, Result};
 
 pub(super) const ENTRY: Entry = Entry {
     aliases: &["glm4_moe"],
@@ -44,7 +44,7 @@ fn config(keys: &Keys) -> Result<Config> {
     same_layers(&mut config, biases);
     config.layers.iter_mut().for_each(|layer| layer.head_norms = head_norms);
     let first = keys.need(DENSE, keys.usize(DENSE)?)?;
-    let mixture = ExpertConfig { shared: shared(keys)?, ..experts(keys, ROUTER, None)? };
+    let mixture = ExpertConfig { shared: shared_experts(keys)?, ..experts(keys, ROUTER, None)? };
     for (i, layer) in config.layers.iter_mut().enumerate().skip(first) {
         let bias = match keys.naming() {
             Naming::Gguf => keys.has_tensor(&format!("blk.{i}.exp_probs_b.bias")),
@@ -53,19 +53,6 @@ fn config(keys: &Keys) -> Result<Config> {
         layer.experts = Some(ExpertConfig { bias, ..mixture.clone() });
     }
     Ok(config)
-}
-
-/// Width of the shared experts, which are stored as one.
-fn shared(keys: &Keys) -> Result<Option<usize>> {
-    const COUNT: Key = Key { gguf: "expert_shared_count", hf: "n_shared_experts" };
-    const FF: Key = Key { gguf: "expert_feed_forward_length", hf: "moe_intermediate_size" };
-    let count = keys.usize(COUNT)?.unwrap_or(0);
-    let ff = keys.need(FF, keys.usize(FF)?)?;
-    match ff.checked_mul(count) {
-        Some(0) => Ok(None),
-        Some(width) if width <= Config::MAX_WIDTH => Ok(Some(width)),
-        _ => Err(ModelError::config(keys.spell(COUNT), "a number of experts that fits memory", count)),
-    }
 }
 
 /// One dense layer, no norms of heads, and a shared expert of an expert's width: as the Air versions.

@@ -26,7 +26,7 @@ pub(super) const ENTRY: Entry = Entry {
 
 const ROUTER: RouterDefaults = RouterDefaults { gating: Gating::SoftmaxSelected, normalize: false, eps: 0.0 };
 /// Of the published models.
-const CLAMP: Clamp = Clamp { alpha: 1.702, limit: 7.0 };
+const CLAMP: Clamp = Clamp { alpha: 1.702, limit: 7.0, plus_one: true };
 const WINDOW: usize = 128;
 
 fn config(keys: &Keys) -> Result<Config> {
@@ -83,7 +83,7 @@ fn shape(config: &mut Config, shape: &DenseShape) {
 
 const EXPERTS: MoeNames = MoeNames {
     router: Name { gguf: "ffn_gate_inp", hf: "mlp.router" },
-    gate: ExpertNames { hf_turns: true, ..MoeNames::USUAL.gate },
+    gate: Some(ExpertNames { hf_turns: true, ..MoeNames::GATE }),
     up: ExpertNames { hf_turns: true, ..MoeNames::USUAL.up },
     down: ExpertNames { hf_turns: true, ..MoeNames::USUAL.down },
     ..MoeNames::USUAL

@@ -135,13 +135,13 @@ fn moe_shape(config: &mut Config, given: &DenseShape) {
 const EXPERTS: MoeNames = MoeNames {
     router: Name { gguf: "ffn_gate_inp", hf: "feed_forward.gate" },
     bias: Name { gguf: "exp_probs_b.bias", hf: "feed_forward.expert_bias" },
-    gate: ExpertNames {
+    gate: Some(ExpertNames {
         gguf: "ffn_gate_exps",
         hf_each: "feed_forward.experts.{}.w1",
         hf_stacked: "feed_forward.experts.gate_up_proj",
         gguf_fused: Some("ffn_gate_up_exps"),
         hf_turns: false,
-    },
+    }),
     up: ExpertNames {
         gguf: "ffn_up_exps",
         hf_each: "feed_forward.experts.{}.w3",
@@ -159,7 +159,7 @@ const EXPERTS: MoeNames = MoeNames {
     ..MoeNames::USUAL
 };
 
-const STYLE: HybridStyle = HybridStyle {
+pub(super) const STYLE: HybridStyle = HybridStyle {
     mixer_norms: BranchNorms::pre(Name { gguf: "attn_norm", hf: "operator_norm" }),
     attention: GqaStyle {
         names: GqaNames {
@@ -174,7 +174,7 @@ const STYLE: HybridStyle = HybridStyle {
     },
     ffn_norms: BranchNorms::pre(Name { gguf: "ffn_norm", hf: "ffn_norm" }),
     ffn: FfnNames {
-        gate: Name { gguf: "ffn_gate", hf: "feed_forward.w1" },
+        gate: Some(Name { gguf: "ffn_gate", hf: "feed_forward.w1" }),
         up: Name { gguf: "ffn_up", hf: "feed_forward.w3" },
         down: Name { gguf: "ffn_down", hf: "feed_forward.w2" },
         ..FfnNames::USUAL
@@ -184,7 +184,7 @@ const STYLE: HybridStyle = HybridStyle {
 };
 
 /// The norm before the head.
-const FINAL_NORM: Name = Name { gguf: "token_embd_norm", hf: "model.embedding_norm" };
+pub(super) const FINAL_NORM: Name = Name { gguf: "token_embd_norm", hf: "model.embedding_norm" };
 
 fn build(config: &Config, needs: &mut Needs) -> Box<dyn Architecture> {
     STYLE.decoder(config, FINAL_NORM, needs)

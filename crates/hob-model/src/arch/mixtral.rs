@@ -49,13 +49,13 @@ pub(super) fn shape(config: &mut Config, shape: &DenseShape) {
 
 const EXPERTS: MoeNames = MoeNames {
     router: Name { gguf: "ffn_gate_inp", hf: "block_sparse_moe.gate" },
-    gate: ExpertNames {
+    gate: Some(ExpertNames {
         gguf: "ffn_gate_exps",
         hf_each: "block_sparse_moe.experts.{}.w1",
         hf_stacked: "mlp.experts.gate_up_proj",
         gguf_fused: Some("ffn_gate_up_exps"),
         hf_turns: false,
-    },
+    }),
     up: ExpertNames {
         gguf: "ffn_up_exps",
         hf_each: "block_sparse_moe.experts.{}.w3",

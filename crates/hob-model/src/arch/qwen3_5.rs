@@ -11,7 +11,7 @@ use hob_compute::{Activation, DeltaShape, Gating, KeyHeads};
 use super::{Architecture, Entry, qwen3_moe};
 use crate::blocks::{BranchNorms, DenseStyle, FINAL_NORM, FfnNames, GqaStyle, HybridStyle, MoeNames, QkNorm};
 use crate::config::{
-    DeltaConfig, DeltaStored, DenseShape, ExpertConfig, Fused, Key, Keys, Mixer, RouterDefaults,
+    DeltaConfig, DeltaStored, DenseShape, ExpertConfig, Fused, Key, Keys, Mixer, OutputGate, RouterDefaults,
 };
 use crate::config::{dense, drafting, experts};
 use crate::needs::{Name, Needs};
@@ -68,7 +68,7 @@ fn common(keys: &Keys, entry: &Entry, stored: DeltaStored) -> Result<Config> {
     for (layer, recurrent) in config.layers.iter_mut().zip(recurrent) {
         // What looks like fused q, k and v is a delta rule's.
         layer.fused = Fused::default();
-        layer.gated = true;
+        layer.gate = OutputGate::Values;
         if recurrent {
             layer.mixer = Mixer::DeltaNet(delta);
         }
@@ -151,7 +151,7 @@ fn shape(config: &mut Config, given: &DenseShape) {
     let shape = DeltaShape { key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128, sharing };
     config.ropes[0].rotary = given.head_dim / 4;
     for (i, layer) in config.layers.iter_mut().enumerate() {
-        layer.gated = true;
+        layer.gate = OutputGate::Values;
         if !(i + 1).is_multiple_of(INTERVAL) {
             layer.mixer = Mixer::DeltaNet(DeltaConfig { shape, taps: 4, stored });
         }
@@ -172,7 +172,7 @@ const STYLE: HybridStyle = HybridStyle {
     ffn: FfnNames::USUAL,
     experts: MoeNames {
         shared: FfnNames {
-            gate: Name { gguf: "ffn_gate_shexp", hf: "mlp.shared_expert.gate_proj" },
+            gate: Some(Name { gguf: "ffn_gate_shexp", hf: "mlp.shared_expert.gate_proj" }),
             up: Name { gguf: "ffn_up_shexp", hf: "mlp.shared_expert.up_proj" },
             gate_up: Name { gguf: "ffn_up_shexp", hf: "mlp.shared_expert.gate_up_proj" },
             down: Name { gguf: "ffn_down_shexp", hf: "mlp.shared_expert.down_proj" },

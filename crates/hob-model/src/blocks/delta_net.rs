@@ -96,7 +96,7 @@ impl DeltaNet {
             decay,
             out,
             taps: needs.flat(naming.layer(i, TAPS, "weight"), channels * taps, conv),
-            rate: needs.rates(rate, heads, stored_rates),
+            rate: needs.rates(rate, vec![heads], stored_rates),
             bias: needs.vector(bias, heads),
             // Of all norms the one that is not zero-centred.
             norm: needs.vector(naming.layer(i, NORM, "weight"), shape.value_dim),
@@ -113,8 +113,8 @@ impl DeltaNet {
         step.linear(input, products, Combine::Store)?;
         let [x, convolved, z, beta, decay] = [qkv, convolved, z, beta, decay].map(|b| step.buf(b));
         let (state, taps, seqs) = (step.buf(self.convolution), step.weight(self.taps), step.slots);
-        let form = ConvForm::Silu;
-        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, state, seqs, out: convolved })?;
+        let (form, bias) = (ConvForm::Silu, None);
+        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, bias, state, seqs, out: convolved })?;
         let [rate, bias, norm] = [self.rate, self.bias, self.norm].map(|w| step.weight(w));
         let args = hob_compute::DeltaNet {
             shape: self.shape,

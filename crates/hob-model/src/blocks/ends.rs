@@ -98,8 +98,13 @@ pub(crate) struct Head {
 impl Head {
     /// Declares the head behind a norm of this name.
     pub fn new(config: &Config, norm: Name, needs: &mut Needs) -> Self {
+        Self::spelled(config, norm, HEAD, needs)
+    }
+
+    /// As [`Head::new`], for an architecture that spells the head's matrix otherwise.
+    pub fn spelled(config: &Config, norm: Name, head: Name, needs: &mut Needs) -> Self {
         let norm = needs.norm(needs.naming.top(norm), config.dim);
-        let name = needs.naming.top(if config.tied { TABLE } else { HEAD });
+        let name = needs.naming.top(if config.tied { TABLE } else { head });
         let matrix = needs.matrix(name, Group::Ends, [config.vocab, config.dim]);
         let mut buf = |role, width| needs.scratch(role, Rows::Logits, width);
         Head {

@@ -4,9 +4,9 @@ use hob_compute::{Attend, AttendNew, Combine, Map, Rope, Rotation};
 
 use super::ends::Norm;
 use super::step::{Projection, Projections, Step};
-use crate::config::ValueSource;
+use crate::config::{OutputGate, SsmConfig, ValueSource};
 use crate::needs::{BufId, Group, Name, Needs, Rows, WeightId};
-use crate::{Config, DeltaConfig, LayerConfig, LayerState, Mixer, Result};
+use crate::{CompressedConfig, Config, DeltaConfig, LayerConfig, LayerState, Mixer, Result};
 
 /// How an architecture spells the tensors of its attention.
 #[derive(Copy, Clone)]
@@ -19,6 +19,8 @@ pub(crate) struct GqaNames {
     pub out: Name,
     pub q_norm: Name,
     pub k_norm: Name,
+    /// One row per head: see [`OutputGate::Heads`].
+    pub gate: Name,
 }
 
 impl GqaNames {
@@ -30,6 +32,7 @@ impl GqaNames {
         out: Name { gguf: "attn_output", hf: "self_attn.o_proj" },
         q_norm: Name { gguf: "attn_q_norm", hf: "self_attn.q_norm" },
         k_norm: Name { gguf: "attn_k_norm", hf: "self_attn.k_norm" },
+        gate: Name { gguf: "attn_gate", hf: "self_attn.gate_proj" },
     };
 }
 
@@ -74,7 +77,7 @@ pub(crate) struct Gqa {
     /// `None` where K and V are another layer's.
     kv: Option<KeysValues>,
     wo: Projection,
-    /// Of the output, and where it goes, `[rows, heads * head_dim]`.
+    /// Of the output, and where it goes, `[rows, heads * head_dim]` or `[rows, heads]`.
     gate: Option<(Projection, BufId)>,
     /// Of q.
     q_norm: Option<Norm>,
@@ -108,9 +111,9 @@ impl Gqa {
         let mut gate = None;
         let mut part = |name, rows| add.add(name, rows, config.dim, biases.qkv);
         let (wq, made) = match layer.values {
-            ValueSource::Own if layer.gated => {
+            ValueSource::Own if layer.gate == OutputGate::Values => {
                 let [wk, wv] = [names.k, names.v].map(|name| part(name, narrow));
-                let [wq, half] = add.halves(names.q, heads, head_dim, config.dim);
+                let [wq, half] = add.by_head(names.q, heads, [head_dim; 2], config.dim);
                 gate = Some(half);
                 (wq, Some((wk, Some(wv))))
             }
@@ -126,6 +129,9 @@ impl Gqa {
                 (wq, Some((wk, Some(wv))))
             }
         };
+        if layer.gate == OutputGate::Heads {
+            gate = Some(add.add(names.gate, heads, config.dim, false));
+        }
         let wo = add.add(names.out, config.dim, wide, biases.out);
         let norms = HeadNorms::new(config, i, style);
         let q_norm = norms.of(names.q_norm, heads, needs);
@@ -138,9 +144,10 @@ impl Gqa {
             v: needs.scratch("v", Rows::Chunk, narrow),
         });
         let sinks = style.sinks.map(|name| needs.vector(needs.naming.in_full(i, name), heads));
-        let mut buf = |role| needs.scratch(role, Rows::Chunk, wide);
-        let (q, mixed) = (buf("q"), buf("mixed"));
-        let gate = gate.map(|gate| (gate, buf("output gate")));
+        let mut buf = |role, width| needs.scratch(role, Rows::Chunk, width);
+        let (q, mixed) = (buf("q", wide), buf("mixed", wide));
+        let gates = if layer.gate == OutputGate::Heads { heads } else { wide };
+        let gate = gate.map(|gate| (gate, buf("output gate", gates)));
         let &LayerConfig { scale, softcap, window, rope, .. } = layer;
         Gqa {
             heads,
@@ -212,7 +219,17 @@ impl Gqa {
             let Rotation { freqs, pairs, magnitude } = step.ropes[table];
             let (x, heads, head_dim, positions) =
                 (step.buf(self.q), self.heads, self.head_dim, step.positions);
-            step.dev.rope(&Rope { x, heads, head_dim, positions, freqs, pairs, magnitude })?;
+            step.dev.rope(&Rope {
+                x,
+                first: 0,
+                back: false,
+                heads,
+                head_dim,
+                positions,
+                freqs,
+                pairs,
+                magnitude,
+            })?;
         }
         let attend = self.arguments(step);
         Ok(step.dev.attend(&attend)?)
@@ -253,11 +270,20 @@ pub(crate) fn kv_states(config: &Config) -> Vec<LayerState> {
         Mixer::Attention => match layer.values {
             ValueSource::Layer(layer) => LayerState::Shared { layer },
             ValueSource::Own | ValueSource::Keys => {
-                LayerState::Kv { heads: layer.kv_heads, dim: layer.head_dim }
+                LayerState::Kv { heads: layer.kv_heads, dim: layer.head_dim, latent: None }
             }
+        },
+        Mixer::Latent(latent) => LayerState::Kv { heads: 1, dim: latent.width(), latent: Some(latent.rank) },
+        Mixer::Compressed(CompressedConfig { entries, .. }) => LayerState::Compressed {
+            window: layer.window.unwrap_or(1),
+            dim: layer.head_dim,
+            ratio: entries.map(|e| e.ratio),
+            index_dim: entries.and_then(|e| e.index).map_or(0, |i| i.dim),
         },
         Mixer::ShortConv { taps } => LayerState::Conv { channels: config.dim, taps },
         Mixer::DeltaNet(DeltaConfig { shape, taps, .. }) => LayerState::Delta { shape, taps },
+        Mixer::Ssm(SsmConfig { shape, taps, .. }) => LayerState::Ssm { shape, taps },
+        Mixer::None => LayerState::None,
     };
     config.layers.iter().map(state).collect()
 }

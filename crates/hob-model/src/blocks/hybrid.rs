@@ -1,14 +1,18 @@
-//! A layer whose parts are chosen by its config: attention, a convolution or a delta rule, then one feed-forward block or a mixture.
+//! A layer whose parts are chosen by its config: attention (also to a latent), a convolution, a delta rule or a state space,
+//! then one feed-forward block or a mixture; or only one of the two.
 
 use hob_compute::Activation;
 
 use super::branch::{Branch, BranchNorms};
+use super::compressed::Compressed;
 use super::decoder::{Decoder, Layer};
 use super::delta_net::DeltaNet;
 use super::ends::Stream;
 use super::gqa::{Gqa, GqaStyle};
+use super::latent::Latent;
 use super::moe::{Moe, MoeNames};
 use super::short_conv::ShortConv;
+use super::ssm::Ssm;
 use super::step::Step;
 use super::swiglu::{FfnNames, FfnShape, Swiglu};
 use crate::arch::Architecture;
@@ -37,21 +41,22 @@ impl HybridStyle {
 
 enum Mixing {
     Attention(Box<Gqa>),
+    Latent(Box<Latent>),
+    Compressed(Box<Compressed>),
     ShortConv(ShortConv),
     DeltaNet(DeltaNet),
+    Ssm(Box<Ssm>),
 }
 
 enum Ffn {
-    Gated(Swiglu),
+    Block(Swiglu),
     Experts(Box<Moe>),
 }
 
 /// One layer's weights and buffers.
 pub(crate) struct HybridLayer {
-    around_mixer: Branch,
-    mixer: Mixing,
-    around_ffn: Branch,
-    ffn: Ffn,
+    mixer: Option<(Branch, Mixing)>,
+    ffn: Option<(Branch, Ffn)>,
 }
 
 impl HybridLayer {
@@ -64,41 +69,55 @@ impl HybridLayer {
         needs: &mut Needs,
     ) -> Self {
         let dim = config.dim;
-        HybridLayer {
-            around_mixer: Branch::new(config, i, style.mixer_norms, needs),
-            mixer: match layer.mixer {
-                Mixer::Attention => Mixing::Attention(Box::new(Gqa::new(config, i, style.attention, needs))),
-                Mixer::ShortConv { taps } => Mixing::ShortConv(ShortConv::new(dim, i, taps, needs)),
-                Mixer::DeltaNet(delta) => Mixing::DeltaNet(DeltaNet::new(config, i, delta, needs)),
-            },
-            around_ffn: Branch::new(config, i, style.ffn_norms, needs),
-            ffn: match &layer.experts {
-                Some(experts) => Ffn::Experts(Box::new(Moe::new(
-                    dim,
-                    i,
-                    experts,
-                    (style.experts, style.activation),
-                    needs,
-                ))),
+        let around = |norms, needs: &mut Needs| Branch::new(config, i, norms, needs);
+        let mixer = (layer.mixer != Mixer::None).then(|| around(style.mixer_norms, needs));
+        let mixer = mixer.zip(match layer.mixer {
+            Mixer::Attention => {
+                Some(Mixing::Attention(Box::new(Gqa::new(config, i, style.attention, needs))))
+            }
+            Mixer::Latent(latent) => Some(Mixing::Latent(Box::new(Latent::new(config, i, latent, needs)))),
+            Mixer::Compressed(of) => {
+                Some(Mixing::Compressed(Box::new(Compressed::new(config, i, of, needs))))
+            }
+            Mixer::ShortConv { taps } => Some(Mixing::ShortConv(ShortConv::new(dim, i, taps, needs))),
+            Mixer::DeltaNet(delta) => Some(Mixing::DeltaNet(DeltaNet::new(config, i, delta, needs))),
+            Mixer::Ssm(ssm) => Some(Mixing::Ssm(Box::new(Ssm::new(config, i, ssm, needs)))),
+            Mixer::None => None,
+        });
+        let ffn = (layer.ffn > 0 || layer.experts.is_some()).then(|| {
+            let branch = around(style.ffn_norms, needs);
+            let ffn = match &layer.experts {
+                Some(experts) => {
+                    let names = (style.experts, style.activation);
+                    Ffn::Experts(Box::new(Moe::new(dim, i, experts, names, needs)))
+                }
                 None => {
                     let shape = FfnShape::of(layer);
-                    Ffn::Gated(Swiglu::new(dim, i, shape, (style.ffn, style.activation), needs))
+                    Ffn::Block(Swiglu::new(dim, i, shape, (style.ffn, style.activation), needs))
                 }
-            },
-        }
+            };
+            (branch, ffn)
+        });
+        HybridLayer { mixer, ffn }
     }
 }
 
 impl Layer for HybridLayer {
     /// `x += mixer(norm(x)); x += ffn(norm(x))`, norms as the style has them.
     fn run(&self, step: &mut Step, stream: Stream) -> Result<()> {
-        self.around_mixer.run(step, stream, |s, from, to, how| match &self.mixer {
-            Mixing::Attention(attention) => attention.run(s, from, to, how),
-            Mixing::ShortConv(conv) => conv.run(s, from, to, how),
-            Mixing::DeltaNet(delta) => delta.run(s, from, to, how),
-        })?;
-        self.around_ffn.run(step, stream, |s, from, to, how| match &self.ffn {
-            Ffn::Gated(ffn) => ffn.run(s, from, to, how),
+        if let Some((around, mixer)) = &self.mixer {
+            around.run(step, stream, |s, from, to, how| match mixer {
+                Mixing::Attention(attention) => attention.run(s, from, to, how),
+                Mixing::Latent(latent) => latent.run(s, from, to, how),
+                Mixing::Compressed(attention) => attention.run(s, from, to, how),
+                Mixing::ShortConv(conv) => conv.run(s, from, to, how),
+                Mixing::DeltaNet(delta) => delta.run(s, from, to, how),
+                Mixing::Ssm(ssm) => ssm.run(s, from, to, how),
+            })?;
+        }
+        let Some((around, ffn)) = &self.ffn else { return Ok(()) };
+        around.run(step, stream, |s, from, to, how| match ffn {
+            Ffn::Block(ffn) => ffn.run(s, from, to, how),
             Ffn::Experts(experts) => experts.run(s, from, to, how),
         })
     }

@@ -49,8 +49,8 @@ impl ShortConv {
         step.linear(input, [(&self.wi, self.bcu)], Combine::Store)?;
         let [x, state, mixed] = [self.bcu, self.state, self.mixed].map(|b| step.buf(b));
         let (taps, seqs) = (step.weight(self.taps), step.slots);
-        let form = ConvForm::Gated;
-        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, state, seqs, out: mixed })?;
+        let (form, bias) = (ConvForm::Gated, None);
+        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, bias, state, seqs, out: mixed })?;
         step.linear(self.mixed, [(&self.wo, out)], combine)
     }
 }

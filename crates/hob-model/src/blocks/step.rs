@@ -23,6 +23,8 @@ pub(crate) struct Step<'a> {
     pub slots: &'a [SlotRows],
     /// Batch rows that want logits, ascending.
     pub logit_rows: &'a [usize],
+    /// Tokens one sequence may grow to.
+    pub ctx_tokens: usize,
 }
 
 impl Step<'_> {
@@ -88,12 +90,13 @@ impl Projections<'_> {
         Projection { weight, bias }
     }
 
-    /// Two matrices stored as one, head by head: `head_dim` rows of the first, as many of the second.
-    pub fn halves(&mut self, name: Name, heads: usize, head_dim: usize, cols: usize) -> [Projection; 2] {
+    /// Two matrices stored as one, head by head: of each head so many rows of the first, so many of the second.
+    pub fn by_head(&mut self, name: Name, heads: usize, rows: [usize; 2], cols: usize) -> [Projection; 2] {
         let name = self.needs.naming.layer(self.layer, name, "weight");
-        let shape = vec![2 * heads * head_dim, cols];
-        [0, 1].map(|half| {
-            let part = |h| Part::rows(name.clone(), shape.clone(), (2 * h + half) * head_dim, head_dim);
+        let all = rows[0] + rows[1];
+        let shape = vec![heads * all, cols];
+        [(0, rows[0]), (rows[0], rows[1])].map(|(first, rows)| {
+            let part = |h| Part::rows(name.clone(), shape.clone(), h * all + first, rows);
             let weight = self.needs.gathered(self.group, cols, vec![(0..heads).map(part).collect()]);
             Projection { weight, bias: None }
         })

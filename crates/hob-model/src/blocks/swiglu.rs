@@ -1,6 +1,7 @@
-//! The gated feed-forward block (Shazeer 2020): `down(activation(gate x) * (up x))`.
+//! The gated feed-forward block (Shazeer 2020): `down(activation(gate x) * (up x))`; in some models it has no gate:
+//! `down(activation(up x))`.
 
-use hob_compute::{Activation, Combine};
+use hob_compute::{Activation, Combine, Map};
 
 use super::step::{Projection, Projections, Step};
 use crate::needs::{BufId, Group, Name, Needs, Rows};
@@ -9,7 +10,8 @@ use crate::{LayerConfig, Result};
 /// How an architecture spells the tensors of its feed-forward block.
 #[derive(Copy, Clone)]
 pub(crate) struct FfnNames {
-    pub gate: Name,
+    /// `None` where there is no gate.
+    pub gate: Option<Name>,
     pub up: Name,
     /// Gate and up in one matrix.
     pub gate_up: Name,
@@ -18,7 +20,7 @@ pub(crate) struct FfnNames {
 
 impl FfnNames {
     pub const USUAL: FfnNames = FfnNames {
-        gate: Name { gguf: "ffn_gate", hf: "mlp.gate_proj" },
+        gate: Some(Name { gguf: "ffn_gate", hf: "mlp.gate_proj" }),
         up: Name { gguf: "ffn_up", hf: "mlp.up_proj" },
         gate_up: Name { gguf: "ffn_up", hf: "mlp.gate_up_proj" },
         down: Name { gguf: "ffn_down", hf: "mlp.down_proj" },
@@ -47,12 +49,14 @@ impl FfnShape {
 
 /// One layer's feed-forward block.
 pub(crate) struct Swiglu {
-    gate: Projection,
+    gate: Option<Projection>,
     up: Projection,
     down: Projection,
     activation: Activation,
     /// `[rows, ffn]`
     hidden: BufId,
+    /// The same for up, where the gate is not one that products end with.
+    up_rows: Option<BufId>,
 }
 
 impl Swiglu {
@@ -66,20 +70,38 @@ impl Swiglu {
     ) -> Self {
         let FfnShape { width: ffn, bias, fused } = shape;
         let mut add = Projections { layer: i, group: Group::Ffn, needs };
-        let [gate, up] = if fused {
-            add.fused(names.gate_up, [ffn, ffn], dim, bias)
+        let (gate, up) = if fused {
+            let [gate, up] = add.fused(names.gate_up, [ffn, ffn], dim, bias);
+            (Some(gate), up)
         } else {
-            [names.gate, names.up].map(|name| add.add(name, ffn, dim, bias))
+            (names.gate.map(|gate| add.add(gate, ffn, dim, bias)), add.add(names.up, ffn, dim, bias))
         };
         let down = add.add(names.down, dim, ffn, bias);
         let hidden = needs.scratch("hidden", Rows::Chunk, ffn);
-        Swiglu { gate, up, down, activation, hidden }
+        let clamped = matches!(activation, Activation::ClampedSwiglu { .. });
+        let up_rows = clamped.then(|| needs.scratch("hidden up", Rows::Chunk, ffn));
+        Swiglu { gate, up, down, activation, hidden, up_rows }
     }
 
     /// `down(activation(gate input) * (up input))`, stored in or added to `out`.
     pub fn run(&self, step: &mut Step, input: BufId, out: BufId, combine: Combine) -> Result<()> {
-        let both = [(&self.gate, self.hidden), (&self.up, self.hidden)];
-        step.linear(input, both, Combine::Gated(self.activation))?;
+        let (rows, activation) = (step.rows(), self.activation);
+        match (&self.gate, self.up_rows) {
+            (Some(gate), Some(up)) => {
+                step.linear(input, [(gate, self.hidden), (&self.up, up)], Combine::Store)?;
+                let [a, b] = [self.hidden, up].map(|b| step.buf(b));
+                step.dev.map(&Map::Gate { a, b, first: 0, activation, out: a, rows })?;
+            }
+            (Some(gate), None) => {
+                let both = [(gate, self.hidden), (&self.up, self.hidden)];
+                step.linear(input, both, Combine::Gated(activation))?;
+            }
+            (None, _) => {
+                step.linear(input, [(&self.up, self.hidden)], Combine::Store)?;
+                let hidden = step.buf(self.hidden);
+                step.dev.map(&Map::Activate { a: hidden, activation, out: hidden, rows })?;
+            }
+        }
         step.linear(self.hidden, [(&self.down, out)], combine)
     }
 }

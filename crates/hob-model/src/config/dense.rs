@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::keys::{Key, Keys};
 use super::rope::rope;
-use super::{Biases, Config, Fused, LayerConfig, Mixer, ValueSource, attention_scale};
+use super::{Biases, Config, Fused, LayerConfig, Mixer, OutputGate, ValueSource, attention_scale};
 use crate::arch::Entry;
 use crate::{ModelError, Naming, Result};
 
@@ -21,8 +21,12 @@ const KV_HEADS: Key = Key { gguf: "attention.head_count_kv", hf: "num_key_value_
 const HEAD_DIM: Key = Key { gguf: "attention.key_length", hf: "head_dim" };
 const VALUE_DIM: Key = Key { gguf: "attention.value_length", hf: "v_head_dim" };
 const CTX_TRAIN: Key = Key { gguf: "context_length", hf: "max_position_embeddings" };
-const RMS_EPS: Key = Key { gguf: "attention.layer_norm_rms_epsilon", hf: "rms_norm_eps" };
-const NORM_EPS: Key = Key { gguf: RMS_EPS.gguf, hf: "norm_eps" };
+/// The same fact under all its names.
+const EPS: [Key; 3] = [
+    Key { gguf: "attention.layer_norm_rms_epsilon", hf: "rms_norm_eps" },
+    Key { gguf: "attention.layer_norm_epsilon", hf: "norm_eps" },
+    Key { gguf: "attention.layer_norm_epsilon", hf: "layer_norm_epsilon" },
+];
 
 /// Keys that change the forward pass of a dense decoder and are not computed: each with its neutral value.
 const FOREIGN: &[(Key, Option<f64>)] = &[
@@ -46,13 +50,8 @@ const FOREIGN: &[(Key, Option<f64>)] = &[
 /// # Errors
 /// [`ModelError::Config`] naming the key.
 pub(crate) fn dense(keys: &Keys, entry: &Entry) -> Result<Config> {
-    keys.refuse(FOREIGN.iter().copied().filter(|(key, _)| !entry.computes.contains(&key.hf)))?;
-    activation(keys, entry.activation)?;
+    let count = layer_count(keys)?;
     let dim = keys.need(DIM, keys.usize(DIM)?)?;
-    let count = keys.need(LAYERS, keys.usize(LAYERS)?)?;
-    if count > Config::MAX_LAYERS {
-        return Err(ModelError::config(keys.spell(LAYERS), format!("at most {}", Config::MAX_LAYERS), count));
-    }
     let heads = keys.need(HEADS, keys.per_layer(HEADS, count)?)?;
     let kv_heads = keys.per_layer(KV_HEADS, count)?.unwrap_or_else(|| heads.clone());
     // Where all layers are mixtures, a file may name the width of their experts only.
@@ -63,48 +62,83 @@ pub(crate) fn dense(keys: &Keys, entry: &Entry) -> Result<Config> {
     let Some(&first) = heads.first().filter(|&&h| h > 0) else {
         return Err(ModelError::config(keys.spell(HEADS), "at least one head in at least one layer", 0));
     };
+    // Of an architecture that reads the sizes of its heads itself.
+    let own_heads = entry.computes.contains(&VALUE_DIM.hf);
     let head_dim = match keys.usize(HEAD_DIM)? {
         Some(d) => d,
-        None if dim.is_multiple_of(first) => dim / first,
+        None if dim.is_multiple_of(first) || own_heads => dim / first,
         None => return Err(ModelError::config(keys.spell(DIM), format!("a multiple of {first} heads"), dim)),
     };
-    if let Some(v) = keys.usize(VALUE_DIM)?.filter(|&v| v != head_dim) {
+    if let Some(v) = keys.usize(VALUE_DIM)?.filter(|&v| v != head_dim && !own_heads) {
         return Err(ModelError::config(keys.spell(VALUE_DIM), format!("the key length {head_dim}"), v));
     }
-    let layers = (0..count).map(|i| LayerConfig {
-        mixer: Mixer::Attention,
-        heads: heads[i],
-        kv_heads: kv_heads[i],
-        head_dim,
-        scale: attention_scale(head_dim),
-        softcap: None,
-        window: None,
-        rope: Some(0),
-        ffn: ffn[i],
-        biases: Biases::default(),
-        fused: fused(keys, entry),
-        gated: false,
-        head_norms: false,
-        values: ValueSource::Own,
-        output_scale: 1.0,
-        experts: None,
-    });
+    let fused = fused(keys, entry);
+    let config = frame(keys, entry, |i| {
+        Ok(LayerConfig {
+            mixer: Mixer::Attention,
+            heads: heads[i],
+            kv_heads: kv_heads[i],
+            head_dim,
+            scale: attention_scale(head_dim),
+            softcap: None,
+            window: None,
+            rope: Some(0),
+            ffn: ffn[i],
+            single: false,
+            biases: Biases::default(),
+            fused,
+            gate: OutputGate::None,
+            head_norms: false,
+            values: ValueSource::Own,
+            output_scale: 1.0,
+            experts: None,
+        })
+    })?;
+    Ok(Config { ropes: vec![rope(keys, entry, head_dim)?], ..config })
+}
+
+/// Reads what all decoders share, whatever their layers are: `layer(i)` is called for each. No table rotates; nothing is
+/// scaled or capped. Keys that `entry` computes itself are left to its own reader.
+///
+/// # Errors
+/// [`ModelError::Config`] naming the key, or what `layer` says.
+pub(crate) fn frame(
+    keys: &Keys,
+    entry: &Entry,
+    layer: impl FnMut(usize) -> Result<LayerConfig>,
+) -> Result<Config> {
+    keys.refuse(FOREIGN.iter().copied().filter(|(key, _)| !entry.computes.contains(&key.hf)))?;
+    activation(keys, entry.activation)?;
+    let mut eps = None;
+    for key in EPS {
+        eps = eps.or(keys.f64(key)?);
+    }
     Ok(Config {
         arch: entry.name.to_string(),
         vocab: vocab(keys)?,
-        dim,
-        layers: layers.collect(),
+        dim: keys.need(DIM, keys.usize(DIM)?)?,
+        layers: (0..layer_count(keys)?).map(layer).collect::<Result<_>>()?,
         drafting: 0,
-        ropes: vec![rope(keys, entry, head_dim)?],
+        ropes: Vec::new(),
         ctx_train: keys.need(CTX_TRAIN, keys.usize(CTX_TRAIN)?)?,
-        rms_eps: keys.need(RMS_EPS, keys.f64(RMS_EPS)?.or(keys.f64(NORM_EPS)?))? as f32,
+        rms_eps: keys.need(EPS[0], eps)? as f32,
         tied: tied(keys, entry)?,
         embedding_scale: 1.0,
         layer_input: None,
+        streams: None,
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,
     })
+}
+
+/// The number of layers, of which none is read before it is known to be sane.
+fn layer_count(keys: &Keys) -> Result<usize> {
+    let count = keys.need(LAYERS, keys.usize(LAYERS)?)?;
+    match count > Config::MAX_LAYERS {
+        true => Err(ModelError::config(keys.spell(LAYERS), format!("at most {}", Config::MAX_LAYERS), count)),
+        false => Ok(count),
+    }
 }
 
 /// Takes the blocks that predict further tokens (MTP) off the layers. A GGUF counts them among its blocks, a config.json
@@ -192,6 +226,7 @@ fn activation(keys: &Keys, wanted: Activation) -> Result<()> {
         // gpt-oss's config.json says SiLU.
         Activation::Silu | Activation::ClampedSwiglu { .. } => &["silu", "swish"],
         Activation::GeluTanh => &["gelu_pytorch_tanh", "gelu_new"],
+        Activation::ReluSquared => &["relu2"],
     };
     let (key, found) = match keys.json("hidden_activation") {
         Some(found) => ("hidden_activation", Some(found)),

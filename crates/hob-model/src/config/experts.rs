@@ -3,7 +3,7 @@
 use hob_compute::{Gating, GroupScore, Groups, Routing};
 
 use super::keys::{Key, Keys};
-use super::{ExpertConfig, ExpertShape};
+use super::{Config, ExpertConfig, ExpertShape};
 use crate::{ModelError, Naming, Result};
 
 /// The same facts under the names that families of checkpoints have for them.
@@ -49,6 +49,8 @@ impl RouterDefaults {
             biased: false,
             aside: false,
             clamp: None,
+            latent: None,
+            hashed: false,
         }
     }
 }
@@ -76,6 +78,21 @@ fn groups(keys: &Keys, gating: Gating) -> Result<Option<Groups>> {
     let top = keys.need(KEPT, keys.usize(KEPT)?)?;
     let score = if gating == Gating::Softmax { GroupScore::Best } else { GroupScore::BestTwo };
     Ok(Some(Groups { count, top, score }))
+}
+
+/// Width of the shared experts, which are stored as one.
+///
+/// # Errors
+/// [`ModelError::Config`] when together they are wider than any layer.
+pub(crate) fn shared_experts(keys: &Keys) -> Result<Option<usize>> {
+    const COUNT: Key = Key { gguf: "expert_shared_count", hf: "n_shared_experts" };
+    let count = keys.usize(COUNT)?.unwrap_or(0);
+    let ff = keys.need(FF, keys.usize(FF)?)?;
+    match ff.checked_mul(count) {
+        Some(0) => Ok(None),
+        Some(width) if width <= Config::MAX_WIDTH => Ok(Some(width)),
+        _ => Err(ModelError::config(keys.spell(COUNT), "a number of experts that fits memory", count)),
+    }
 }
 
 /// Reads the mixture that an architecture's layers share; without selection bias or shared expert. `ffn` is the width of the feed-forward
@@ -115,5 +132,7 @@ pub(crate) fn experts(keys: &Keys, defaults: RouterDefaults, ffn: Option<usize>)
         biased: false,
         aside: false,
         clamp: None,
+        latent: None,
+        hashed: false,
     })
 }

@@ -185,6 +185,31 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A number per layer: one for all, or an array of which the first `layers` count.
+    pub fn numbers(&self, key: Key, layers: usize) -> Result<Option<Vec<f64>>> {
+        let name = self.spell(key);
+        let list: Option<Vec<f64>> = match self.naming() {
+            Naming::Gguf => match self.file.metadata().get(&name) {
+                Some(Value::Array(_)) => {
+                    let list = self.file.metadata().f32_array(&name)?;
+                    list.map(|list| list.iter().map(|&v| v.into()).collect())
+                }
+                _ => None,
+            },
+            Naming::HuggingFace => match self.json(key.hf) {
+                Some(Json::Array(list)) => {
+                    Some(list.iter().map(|v| json_f64(key.hf, v)).collect::<Result<_>>()?)
+                }
+                _ => None,
+            },
+        };
+        match list {
+            Some(list) if list.len() >= layers => Ok(Some(list[..layers].to_vec())),
+            Some(list) => Err(wrong(&name, format!("one value per layer, {layers}"), list.len())),
+            None => Ok(self.f64(key)?.map(|v| vec![v; layers])),
+        }
+    }
+
     /// A flag per layer: an array of booleans or of numbers that count as true unless 0. `None` where the key is absent
     /// or no array.
     pub fn flags(&self, key: Key, layers: usize) -> Result<Option<Vec<bool>>> {

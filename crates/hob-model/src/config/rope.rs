@@ -39,6 +39,9 @@ pub(crate) fn rope(keys: &Keys, entry: &Entry, head_dim: usize) -> Result<RopeCo
                 Some(p) if entry.nested_ropes && p.get("full_attention").is_some() => {
                     ("rope_parameters.full_attention", p.get("full_attention"))
                 }
+                Some(p) if entry.nested_ropes && p.get("main").is_some() => {
+                    ("rope_parameters.main", p.get("main"))
+                }
                 Some(params) => ("rope_parameters", Some(params)),
                 None => ("rope_scaling", keys.json("rope_scaling")),
             };
@@ -74,6 +77,23 @@ pub(crate) fn local_rope(
             magnitude: 1.0,
         }),
     }
+}
+
+/// Reads a further rotary table of the newer config.json, from section `name` of `rope_parameters`; none where there is no
+/// such section.
+///
+/// # Errors
+/// [`ModelError::Config`] naming key and value.
+pub(crate) fn named_rope(
+    keys: &Keys,
+    entry: &Entry,
+    head_dim: usize,
+    name: &'static str,
+) -> Result<Option<RopeConfig>> {
+    let key = name.rsplit('.').next().unwrap_or(name);
+    let Some(params) = keys.json("rope_parameters").and_then(|p| p.get(key)) else { return Ok(None) };
+    let section = Section { keys, name, params: Some(params) };
+    hugging_face(&section, entry, head_dim, DEFAULT_BASE).map(Some)
 }
 
 fn gguf(keys: &Keys, entry: &Entry, head_dim: usize) -> Result<RopeConfig> {
@@ -151,6 +171,34 @@ fn original_ctx(keys: &Keys) -> Result<f64> {
     }
 }
 
+/// What DeepSeek multiplies the scale of scores by where YaRN stretches: the square of [`yarn_scale`], weighted by
+/// `mscale_all_dim`; 1 where the file has no such number. A GGUF stores a tenth of it, and its cosines and sines are not
+/// multiplied by more than `rope.scaling.attn_factor`.
+///
+/// # Errors
+/// [`ModelError::Config`] naming key and value.
+pub(crate) fn latent_yarn(keys: &Keys, rope: &mut RopeConfig) -> Result<f32> {
+    let RopeScaling::Yarn(Yarn { factor, .. }) = rope.scaling else { return Ok(1.0) };
+    let weight = match keys.naming() {
+        Naming::Gguf => {
+            const MAGNITUDE: Key = Key { gguf: "rope.scaling.attn_factor", hf: "" };
+            let weight = log_multiplier(keys)?.map(|tenth| 10.0 * tenth);
+            if weight.is_some() {
+                rope.magnitude = positive(keys, MAGNITUDE, keys.f64(MAGNITUDE)?)?.unwrap_or(1.0) as f32;
+            }
+            weight
+        }
+        Naming::HuggingFace => {
+            let (name, params) = match keys.json("rope_parameters") {
+                Some(params) => ("rope_parameters", Some(params)),
+                None => ("rope_scaling", keys.json("rope_scaling")),
+            };
+            Section { keys, name, params }.number_or_none("mscale_all_dim")?
+        }
+    };
+    Ok(weight.map_or(1.0, |weight| yarn_scale(factor, weight).powi(2)) as f32)
+}
+
 /// What YaRN multiplies cosines and sines by (Peng et al. 2023, section 3.4), weighted by `mscale`.
 fn yarn_scale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
@@ -178,6 +226,11 @@ impl Section<'_> {
             v if v.is_finite() && v > 0.0 => Ok(Some(v)),
             v => Err(ModelError::config(self.key(name), "a positive number", v)),
         }
+    }
+
+    /// A number of which 0 means none.
+    fn number_or_none(&self, name: &str) -> Result<Option<f64>> {
+        if self.get(name).and_then(Json::as_f64) == Some(0.0) { Ok(None) } else { self.number(name) }
     }
 
     fn need(&self, name: &str) -> Result<f64> {

@@ -120,6 +120,10 @@ impl<H: Hook> Compute for Hooked<'_, H> {
         self.dev.route(args)
     }
 
+    fn heads(&mut self, args: &Heads) -> Result<()> {
+        self.dev.heads(args)
+    }
+
     fn experts(&mut self, args: &Experts) -> Result<()> {
         self.dev.experts(args)
     }
@@ -130,6 +134,30 @@ impl<H: Hook> Compute for Hooked<'_, H> {
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
         self.dev.delta_net(args)
+    }
+
+    fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
+        self.dev.ssm_scan(args)
+    }
+
+    fn hyper_mix(&mut self, args: &HyperMix) -> Result<()> {
+        self.dev.hyper_mix(args)
+    }
+
+    fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()> {
+        self.dev.hyper_expand(args)
+    }
+
+    fn compress(&mut self, args: &Compress) -> Result<()> {
+        self.dev.compress(args)
+    }
+
+    fn select(&mut self, args: &Select) -> Result<()> {
+        self.dev.select(args)
+    }
+
+    fn attend_entries(&mut self, args: &AttendEntries) -> Result<()> {
+        self.dev.attend_entries(args)
     }
 
     fn submit(&mut self) -> Result<Ticket> {

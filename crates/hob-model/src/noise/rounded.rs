@@ -29,6 +29,8 @@ struct Layer {
     /// Width of a row of K or V.
     width: usize,
     head_dim: usize,
+    /// Whether V is a part of K.
+    latent: bool,
 }
 
 /// What every layer's K and V go through.
@@ -43,8 +45,9 @@ pub(super) struct Rounded {
 impl Rounded {
     pub fn new(info: &ModelInfo, kv: &KvLayout) -> Self {
         let layer = |(i, state): (usize, &LayerState)| match *state {
-            LayerState::Kv { heads, dim } => {
-                Some(Layer { pair: info.kv_pair(kv, i), width: heads * dim, head_dim: dim })
+            LayerState::Kv { heads, dim, latent } => {
+                let (pair, width) = (info.kv_pair(kv, i), heads * dim);
+                Some(Layer { pair, width, head_dim: dim, latent: latent.is_some() })
             }
             _ => None,
         };
@@ -72,13 +75,14 @@ impl Hook for Rounded {
     }
 
     fn append_kv(&mut self, dev: &mut dyn Compute, args: &AppendKv) -> Result<()> {
-        let Some(&Layer { pair, width, head_dim }) = self.layers.get(self.next) else {
+        let Some(&Layer { pair, width, head_dim, latent }) = self.layers.get(self.next) else {
             return dev.append_kv(args);
         };
         self.next += 1;
         let count = args.seqs.iter().map(|s| s.row + s.rows).max().unwrap_or(0);
         let bufs = self.bufs(dev, count, width)?;
-        for ((from, to), format) in [args.k, args.v].into_iter().zip(bufs).zip([pair.k, pair.v]) {
+        let sides = [args.k, args.v].into_iter().zip(bufs).zip([pair.k, pair.v]);
+        for ((from, to), format) in sides.take(if latent { 1 } else { 2 }) {
             let mut values = rows(dev, from, count, width)?;
             for seq in args.seqs {
                 // The first block stays as it is, as in a cache of packed pages.
@@ -88,6 +92,7 @@ impl Hook for Rounded {
             }
             dev.upload(to, 0, &values)?;
         }
-        dev.append_kv(&AppendKv { k: bufs[0], v: bufs[1], seqs: args.seqs })
+        let [k, v] = bufs;
+        dev.append_kv(&AppendKv { k, v: if latent { k } else { v }, seqs: args.seqs })
     }
 }

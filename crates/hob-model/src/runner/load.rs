@@ -6,7 +6,7 @@ use hob_compute::{Buf, Compute, Weight, WeightKind, WeightSpec};
 use hob_quant::Format;
 
 use crate::config::{DIVISORS, LONG, SHORT};
-use crate::info::file_bytes;
+use crate::info::{StateShape, file_bytes};
 use crate::source::open_slot;
 use crate::state::StateBuf;
 use crate::{
@@ -112,8 +112,13 @@ impl Held {
 
 impl Room {
     /// The buffers of recurrent state.
-    pub fn states(&self, info: &ModelInfo) -> Vec<StateBuf> {
-        info.state_buffers().map(|(at, width)| (self.bufs[at], width)).collect()
+    pub fn states(&self, info: &ModelInfo, layout: &Layout) -> Vec<StateBuf> {
+        let state = |(at, shape): (usize, StateShape)| StateBuf {
+            buf: self.bufs[at],
+            rows: shape.rows(layout.ctx_tokens),
+            shape,
+        };
+        info.state_buffers().map(state).collect()
     }
 
     fn fill(

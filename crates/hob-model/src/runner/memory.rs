@@ -6,8 +6,9 @@ use std::ops::Range;
 use hob_compute::{Compute, PAGE_POSITIONS, Page};
 
 use super::Model;
+use crate::blocks::RING_SLACK;
 use crate::identity::identity;
-use crate::state::{PagePools, Prefixes, Sequence, Sequences, image_bytes, snapshot_budget};
+use crate::state::{PagePools, Prefixes, Sequence, Sequences, StateBuf, image_bytes, snapshot_budget};
 use crate::{Layout, ModelError, Result, SeqId};
 
 impl Model {
@@ -189,7 +190,7 @@ impl Model {
         if held != len {
             return Err(ModelError::image(format!("the state at {held} tokens"), format!("that at {len}")));
         }
-        let wanted = self.info.snapshot_bytes();
+        let wanted = self.info.snapshot_bytes(len);
         if bytes.len() != wanted {
             let found = format!("{} bytes", bytes.len());
             return Err(ModelError::image(format!("{wanted} bytes of recurrent state"), found));
@@ -197,24 +198,26 @@ impl Model {
         let floats = bytes.as_chunks::<4>().0;
         let values: Vec<f32> = floats.iter().map(|&b| f32::from_le_bytes(b)).collect();
         let mut rest = values.as_slice();
-        for &(state, width) in &self.states {
-            let (row, behind) = rest.split_at(width);
-            dev.upload(state, slot, row)?;
-            rest = behind;
+        for state in &self.states {
+            rest = state.upload(dev, slot, len, rest)?;
         }
-        self.sequences.at_mut(slot).state_len = len;
+        let sequence = self.sequences.at_mut(slot);
+        (sequence.state_len, sequence.reached) = (len, len + RING_SLACK);
         Ok(())
     }
 
     /// What the recurrent layers remember of a sequence, layer by layer.
     fn state_values(&self, dev: &mut dyn Compute, slot: usize) -> Result<Vec<f32>> {
-        let mut values = vec![0f32; self.info.snapshot_bytes() / 4];
+        let len = self.sequences.at(slot).len;
+        let mut values = vec![0f32; self.info.snapshot_bytes(len) / 4];
         let mut rest = values.as_mut_slice();
         // Nothing was written yet; what the row held before is of no meaning.
-        if self.sequences.at(slot).len > 0 {
-            for &(state, width) in &self.states {
-                let (row, behind) = rest.split_at_mut(width);
-                dev.download(state, slot, row)?;
+        if len > 0 {
+            for StateBuf { buf, rows, shape } in &self.states {
+                let (own, behind) = rest.split_at_mut(shape.floats(len));
+                if !own.is_empty() {
+                    dev.download(*buf, slot * rows, own)?;
+                }
                 rest = behind;
             }
         }
@@ -253,7 +256,7 @@ impl Model {
         let prefixes = Prefixes::new(identity, snapshot_budget(info, layout));
         let generation = self.sequences.next_generation();
         let sequences = Sequences::new(layout, info.config.layers.len(), pools, prefixes, generation);
-        self.states = room.states(info);
+        self.states = room.states(info, layout);
         self.layout = layout.clone();
         let old = std::mem::replace(&mut self.sequences, sequences);
         let old_room = std::mem::replace(&mut self.room, room);

@@ -124,6 +124,7 @@ impl Model {
                 seqs: &seqs,
                 slots: &slots,
                 logit_rows: &logit_rows,
+                ctx_tokens: self.layout.ctx_tokens,
             };
             match piece {
                 0 => self.arch.embed(&mut step)?,

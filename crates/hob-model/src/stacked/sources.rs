@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use hob_compute::ByteSource;
+use hob_quant::Format;
 
 /// A run of bytes somewhere.
 pub(super) struct Link {
@@ -119,13 +120,14 @@ impl ByteSource for Blocks {
 }
 
 /// A matrix stored with rows and columns swapped: `[cols, width]`, of which every `step`-th column from `first` on is a
-/// row here. It is turned in one go when its first byte is read, and forgotten when its last one was.
+/// row here. It is turned in one go when its first byte is read, and forgotten when its last one was. What is stored in
+/// blocks is decoded, and kept as f16: finer than any format of blocks.
 pub(super) struct Columns {
     pub bytes: Arc<dyn ByteSource>,
     /// Where the matrix starts.
     pub start: u64,
-    /// Bytes of a value.
-    pub value: usize,
+    /// Of what is stored, and of what becomes of it.
+    pub formats: [Format; 2],
     pub width: usize,
     pub first: usize,
     pub step: usize,
@@ -135,16 +137,41 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// Bytes of a value.
+    fn value(&self) -> usize {
+        self.formats[1].block_bytes()
+    }
+
     fn turn(&self) -> std::io::Result<Vec<u8>> {
-        let mut stored = vec![0u8; self.cols * self.width * self.value];
-        self.bytes.read_at(self.start, &mut stored)?;
-        let mut out = Vec::with_capacity(self.rows * self.cols * self.value);
+        let stored = self.stored()?;
+        let value = self.value();
+        let mut out = Vec::with_capacity(self.rows * self.cols * value);
         for row in 0..self.rows {
             let column = self.first + row * self.step;
             for col in 0..self.cols {
-                let at = (col * self.width + column) * self.value;
-                out.extend_from_slice(&stored[at..at + self.value]);
+                let at = (col * self.width + column) * value;
+                out.extend_from_slice(&stored[at..at + value]);
             }
+        }
+        Ok(out)
+    }
+
+    /// The rows as they are stored, every value by itself.
+    fn stored(&self) -> std::io::Result<Vec<u8>> {
+        let [from, to] = self.formats;
+        let row_bytes = from.row_bytes(self.width).ok_or(std::io::ErrorKind::InvalidData)?;
+        let mut stored = vec![0u8; self.cols * row_bytes];
+        self.bytes.read_at(self.start, &mut stored)?;
+        if from == to {
+            return Ok(stored);
+        }
+        let mut values = vec![0f32; self.width];
+        let mut out = Vec::with_capacity(self.cols * self.width * self.value());
+        for row in stored.chunks_exact(row_bytes) {
+            hob_quant::decode_row(from, row, &mut values).map_err(std::io::Error::other)?;
+            let start = out.len();
+            out.resize(start + self.width * self.value(), 0);
+            hob_quant::encode_row(to, &values, &mut out[start..]).map_err(std::io::Error::other)?;
         }
         Ok(out)
     }
@@ -152,7 +179,7 @@ impl Columns {
 
 impl ByteSource for Columns {
     fn len(&self) -> u64 {
-        (self.rows * self.cols * self.value) as u64
+        (self.rows * self.cols * self.value()) as u64
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
@@ -245,7 +272,7 @@ mod tests {
         let odd = Columns {
             bytes,
             start: 4,
-            value: 2,
+            formats: [Format::F16; 2],
             width: 4,
             first: 1,
             step: 2,

@@ -74,8 +74,12 @@ impl Group {
 
     /// As figures name what the group keeps: `q8/q4`.
     pub fn formats(&self) -> String {
-        let PageSpec { k, v, .. } = self.spec;
-        if k == v { k.to_string() } else { format!("{k}/{v}") }
+        let PageSpec { k, v, latent, .. } = self.spec;
+        match latent {
+            Some(_) => format!("{k}, latent"),
+            None if k == v => k.to_string(),
+            None => format!("{k}/{v}"),
+        }
     }
 
     /// Whether any sequence of `layout` can outgrow the group's window.
@@ -101,7 +105,7 @@ pub(crate) fn groups(info: &ModelInfo, layout: &Layout) -> Vec<Group> {
 /// Bytes that snapshots of recurrent state may take: a quarter of what the cached pages take, and enough for a few ends
 /// of every sequence; none without a cache.
 pub(crate) fn snapshot_budget(info: &ModelInfo, layout: &Layout) -> u64 {
-    let one = info.snapshot_bytes() as u64;
+    let one = info.snapshot_bytes(layout.ctx_tokens) as u64;
     if layout.cached_tokens == 0 || one == 0 {
         return 0;
     }
@@ -112,5 +116,5 @@ pub(crate) fn snapshot_budget(info: &ModelInfo, layout: &Layout) -> u64 {
 
 /// Bytes of the image of one position (`at` within its page) of one layer: f32 on an exact device.
 pub(crate) fn image_bytes(spec: &PageSpec, at: usize, exact: bool) -> usize {
-    if exact { spec.kv_heads * spec.head_dim * 2 * 4 } else { spec.position_bytes(at) }
+    if exact { spec.position_values() * 4 } else { spec.position_bytes(at) }
 }

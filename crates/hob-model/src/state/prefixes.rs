@@ -64,6 +64,11 @@ impl Node {
     pub fn is_complete(&self) -> bool {
         self.held.iter().all(|h| h.sheet.is_some())
     }
+
+    /// Whether something can be resumed at its end. Without sheets, in a model that keeps no K and V, only a snapshot can.
+    fn serves(&self) -> bool {
+        if self.held.is_empty() { !self.snapshots.is_empty() } else { self.is_complete() }
+    }
 }
 
 /// What the index has of some tokens.
@@ -200,6 +205,9 @@ impl Prefixes {
 
     /// Adds a node behind `parent`, held by one sequence with all its sheets.
     pub fn add(&mut self, parent: NodeId, page: usize, tokens: &[u32], sheets: &[Option<u32>]) -> NodeId {
+        if sheets.is_empty() {
+            self.drop_idle();
+        }
         let held = |&sheet: &Option<u32>| Held { sheet, live: sheet.is_some().into(), stamp: 0 };
         let node = Node {
             key: Key::default(),
@@ -222,6 +230,17 @@ impl Prefixes {
             self.index(id);
         }
         id
+    }
+
+    /// Where there are no sheets, nobody asks for theirs back: what has lost its snapshots goes when something is added.
+    fn drop_idle(&mut self) {
+        let ids: Vec<NodeId> = self.all().map(|(id, _)| id).collect();
+        for id in ids {
+            // It may have gone with one before.
+            if self.nodes[id].is_some() {
+                self.prune(id, &mut Vec::new());
+            }
+        }
     }
 
     /// Gives an end inside a page more of its tokens; `tokens` are all of them.
@@ -320,13 +339,12 @@ impl Prefixes {
         }
     }
 
-    /// Removes `id` if it is the end of a chain and lacks a sheet, since nothing can be resumed there; then what is left
-    /// as such an end.
+    /// Removes `id` if it is the end of a chain where nothing can be resumed; then what is left as such an end.
     fn prune(&mut self, id: NodeId, freed: &mut Vec<Freed>) {
         let mut id = id;
         loop {
             let node = self.node(id);
-            if id == ROOT || node.live > 0 || !node.children.is_empty() || node.is_complete() {
+            if id == ROOT || node.live > 0 || !node.children.is_empty() || node.serves() {
                 return;
             }
             let parent = node.parent;

@@ -5,6 +5,8 @@ use hob_compute::{Buf, Compute, PAGE_POSITIONS};
 use super::prefixes::{Chain, NodeId, common};
 use super::{Sequence, Sequences};
 use crate::Result;
+use crate::blocks::RING_SLACK;
+use crate::info::StateShape;
 
 /// Where a sequence can go on.
 #[derive(Clone, Debug, Default)]
@@ -25,8 +27,33 @@ enum Pages {
     Chain { full: Vec<NodeId>, tail: Option<NodeId> },
 }
 
-/// A recurrent state's buffer, `[sequences, width]`.
-pub(crate) type StateBuf = (Buf, usize);
+/// A recurrent state's buffer, so many rows of a sequence behind those of the one before.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct StateBuf {
+    pub buf: Buf,
+    pub rows: usize,
+    pub shape: StateShape,
+}
+
+impl StateBuf {
+    /// Puts what a sequence of `len` tokens remembers into its rows; gives the rest of `values`.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn upload<'v>(
+        &self,
+        dev: &mut dyn Compute,
+        slot: usize,
+        len: usize,
+        values: &'v [f32],
+    ) -> Result<&'v [f32]> {
+        let (own, rest) = values.split_at(self.shape.floats(len).min(values.len()));
+        if !own.is_empty() {
+            dev.upload(self.buf, slot * self.rows, own)?;
+        }
+        Ok(rest)
+    }
+}
 
 impl Sequences {
     /// The longest prefix of `tokens`, of at most `most`, that is in memory. A `recurrent` model can go on only where its
@@ -96,6 +123,8 @@ impl Sequences {
         sequence.len = len;
         if target.snapshot.is_some() {
             sequence.state_len = len;
+            // What rings keep further back may have been overwritten before the snapshot was taken.
+            sequence.reached = len + RING_SLACK;
         }
         Ok(())
     }
@@ -165,10 +194,9 @@ impl Sequences {
         self.prefixes.touch_snapshot(node, at);
         let found = self.prefixes.node(node).snapshots.iter().find(|s| s.at == at);
         let mut values = found.map_or(&[][..], |s| &s.values);
-        for &(state, width) in states {
-            let (row, rest) = values.split_at(width);
-            dev.upload(state, slot, row)?;
-            values = rest;
+        let len = self.prefixes.node(node).page * PAGE_POSITIONS + at;
+        for state in states {
+            values = state.upload(dev, slot, len, values)?;
         }
         Ok(())
     }

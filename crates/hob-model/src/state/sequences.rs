@@ -17,6 +17,8 @@ pub(crate) struct Sequence {
     pub len: usize,
     /// Positions that the recurrent state has seen; `len`, unless K and V were imported.
     pub state_len: usize,
+    /// The most positions that were written since the first: rings have lost what is further behind than they are long.
+    pub reached: usize,
     /// The first tokens, as far as they are known: not beyond `len`, and not beyond tokens that only the device knew.
     pub tokens: Vec<u32>,
     /// Positions from here on are made up and never shared.
@@ -63,6 +65,7 @@ impl Sequences {
             alive: false,
             len: 0,
             state_len: 0,
+            reached: 0,
             tokens: Vec::with_capacity(layout.ctx_tokens),
             genuine: usize::MAX,
             nodes: Vec::with_capacity(pages),
@@ -173,7 +176,7 @@ impl Sequences {
         slot.len = len;
         slot.tokens.truncate(len);
         // Nothing comes before the first token, so that no state is the right one.
-        slot.state_len = if len == 0 { 0 } else { slot.state_len };
+        (slot.state_len, slot.reached) = if len == 0 { (0, 0) } else { (slot.state_len, slot.reached) };
         slot.genuine = if len <= slot.genuine { usize::MAX } else { slot.genuine };
     }
 
@@ -356,6 +359,7 @@ impl Sequences {
             slot.tokens.extend(tokens.map_while(|token| token).take(len - slot.len));
         }
         slot.len = len;
+        slot.reached = slot.reached.max(len);
     }
 }
 

@@ -55,11 +55,16 @@ pub fn shapes() -> String {
         let mut parts = Vec::new();
         if let Some(experts) = shape.experts {
             parts.push(format!("{} of {} experts of {}", experts.top_k, experts.count, experts.ffn));
-        } else {
+        } else if shape.ffn > 0 {
             parts.push(format!("ffn {}", shape.ffn));
         }
-        parts.push(format!("heads {}/{} of {}", shape.heads, shape.kv_heads, shape.head_dim));
-        if shape.attention != Attention::Every {
+        if shape.heads > 0 {
+            parts.push(format!("heads {}/{} of {}", shape.heads, shape.kv_heads, shape.head_dim));
+        }
+        if let Some(ssm) = shape.ssm {
+            parts.push(format!("{} state space heads of {} x {}", ssm.heads, ssm.head_dim, ssm.state_dim));
+        }
+        if shape.ssm.is_some() || shape.attention != Attention::Every {
             let attend = (0..shape.layers).filter(|&i| shape.attends(i)).count();
             parts.push(format!("attention in {attend} layers"));
         }

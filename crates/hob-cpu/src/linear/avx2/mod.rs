@@ -68,11 +68,19 @@ pub unsafe fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [
             let mut g = _mm256_loadu_ps(gate.as_ptr().add(i));
             let mut u = _mm256_loadu_ps(up.as_ptr().add(i));
             let t = match activation {
-                Activation::ClampedSwiglu { alpha, limit } => {
+                Activation::ReluSquared => {
+                    // Of a NaN and 0 this takes the NaN, its second operand.
+                    let g = _mm256_max_ps(_mm256_setzero_ps(), g);
+                    let a = _mm256_mul_ps(g, g);
+                    _mm256_storeu_ps(out.as_mut_ptr().add(i), _mm256_mul_ps(u, a));
+                    continue;
+                }
+                Activation::ClampedSwiglu { alpha, limit, plus_one } => {
                     // Of a NaN and a limit these take the NaN, their second operand.
                     g = _mm256_min_ps(_mm256_set1_ps(limit), g);
                     u = _mm256_max_ps(_mm256_set1_ps(-limit), _mm256_min_ps(_mm256_set1_ps(limit), u));
-                    u = _mm256_add_ps(u, one);
+                    let plus = if plus_one { one } else { _mm256_setzero_ps() };
+                    u = _mm256_add_ps(u, plus);
                     _mm256_mul_ps(_mm256_set1_ps(-alpha), g)
                 }
                 Activation::Silu => _mm256_xor_ps(g, _mm256_set1_ps(-0.0)),

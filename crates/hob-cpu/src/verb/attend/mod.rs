@@ -67,6 +67,8 @@ const SMALL: usize = 8;
 /// Query rows of a large tile: enough to make reading a page cheap, few enough for their scores to stay in the L2
 /// cache.
 const LARGE: usize = 96;
+/// Query heads that a share of a KV head has at least.
+const LEAST: usize = 4;
 /// Multiply-adds below which waking the pool does not pay.
 const ALONE: usize = 64 << 10;
 
@@ -76,10 +78,11 @@ const ALONE: usize = 64 << 10;
 /// No memory for scratch; nothing is allocated once the largest shape was seen.
 pub fn attend(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<()> {
     let Job { q, out, heads, spec, scoring, window, sinks, seqs, page } = job;
-    let plan = Plan {
+    let mut plan = Plan {
         q,
         out: Parts::new(out),
         group: heads / spec.kv_heads,
+        parts: 1,
         spec,
         lays: [0, 1].map(|index| Lay::new(spec.of_page(index))),
         scoring,
@@ -88,7 +91,7 @@ pub fn attend(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<
         seqs,
         page,
         isa,
-        form: Form::choose(isa, spec.head_dim),
+        form: Form::choose(isa, spec.value_dim()),
         packed: packed::Kernels::choose(isa),
         threads: pool.threads(),
     };
@@ -96,23 +99,31 @@ pub fn attend(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<
     let rows = seqs.iter().map(|s| plan.tile_rows(s) * plan.group).max().unwrap_or(0);
     let seen = |s: &SeqRows| s.position + s.rows - s.first_seen(window);
     let pages = (0..units).filter_map(|u| Some(plan.unit(u)?.tile.pages().len())).max().unwrap_or(0);
-    let memory = Memory::floats(rows, spec.head_dim);
+    let memory = Memory::floats(rows, &spec);
     scratch.threads.resize_with(pool.capacity(), Grown::default);
     for thread in &mut scratch.threads {
         thread.at_least(memory)?;
     }
     let work = seqs.iter().map(|s| s.rows * seen(s)).sum::<usize>() * heads * spec.head_dim * 2;
     let small = rows <= SMALL.max(plan.group);
+    let few = small && units < 4 * pool.threads() && pool.threads() > 1;
+    let mut apart = Apart::new(units, rows, pages, &plan);
+    // Allocated before the context is long enough to need it, and for all heads of a KV head together, so that a growing
+    // context allocates nothing.
+    let memory = if few { scratch.apart.at_least(apart.floats())? } else { &mut [] };
+    let mut units = units;
+    // Several rows of a sequence are units of their own.
+    if few && work >= ALONE && seqs.iter().all(|s| s.rows <= 1) {
+        plan.share(units * pages);
+        units *= plan.parts;
+        apart = Apart::new(units, rows / plan.parts, pages, &plan);
+    }
     let threads = Parts::new(&mut scratch.threads);
     let whole = |thread: usize, unit: usize| {
         // SAFETY: a thread's memory is its own.
         let own = unsafe { &mut threads.part(thread..thread + 1)[0] };
         plan.whole(unit, own.0.as_deref_mut().unwrap_or_default());
     };
-    let few = small && units < 4 * pool.threads() && pool.threads() > 1;
-    let apart = Apart::new(units, rows, pages, &plan);
-    // Allocated before the context is long enough to need it, so that a growing context allocates nothing.
-    let memory = if few { scratch.apart.at_least(apart.floats())? } else { &mut [] };
     if work < ALONE || pool.threads() == 1 {
         (0..units).for_each(|u| whole(0, u));
     } else if few && pages > 1 {
@@ -123,12 +134,14 @@ pub fn attend(pool: &Pool, isa: Isa, job: Job, scratch: &mut Scratch) -> Result<
     Ok(())
 }
 
-/// A job and how it is cut. A unit is a tile of rows of one sequence and one KV head.
+/// A job and how it is cut. A unit is a tile of rows of one sequence and one KV head, or a part of its query heads.
 struct Plan<'a> {
     q: &'a [f32],
     out: Parts<'a, f32>,
-    /// Query heads per KV head.
+    /// Query heads of a unit.
     group: usize,
+    /// Units that share a KV head.
+    parts: usize,
     spec: PageSpec,
     /// Of a sequence's first page, and of the others.
     lays: [Lay; 2],
@@ -148,11 +161,26 @@ struct Unit<'a> {
     seq: &'a SeqRows<'a>,
     /// First batch row.
     row: usize,
-    kv_head: usize,
+    /// First query head over `group`.
+    share: usize,
     tile: Tile,
 }
 
 impl<'a> Plan<'a> {
+    /// Shares the query heads of a KV head among threads that would have nothing to do while few units have few pages:
+    /// one latent head is all that some models have. Each share reads the pages again, so that it has several heads.
+    fn share(&mut self, tasks: usize) {
+        while self.group.is_multiple_of(2) && self.group >= 2 * LEAST && tasks * self.parts < self.threads {
+            self.group /= 2;
+            self.parts *= 2;
+        }
+    }
+
+    /// Units of a tile of rows.
+    fn shares(&self) -> usize {
+        self.spec.kv_heads * self.parts
+    }
+
     /// Batch rows per tile of a sequence.
     fn tile_rows(&self, seq: &SeqRows) -> usize {
         if seq.rows <= 1 || seq.rows * self.group <= SMALL {
@@ -162,7 +190,7 @@ impl<'a> Plan<'a> {
         // Smaller tiles when there would be too few to keep all threads busy to the end.
         while rows > 1
             && rows * self.group > LARGE / 4
-            && seq.rows.div_ceil(rows) * self.spec.kv_heads < 3 * self.threads
+            && seq.rows.div_ceil(rows) * self.shares() < 3 * self.threads
         {
             rows = rows.div_ceil(2);
         }
@@ -170,7 +198,7 @@ impl<'a> Plan<'a> {
     }
 
     fn units(&self, seq: &SeqRows) -> usize {
-        seq.rows.div_ceil(self.tile_rows(seq)) * self.spec.kv_heads
+        seq.rows.div_ceil(self.tile_rows(seq)) * self.shares()
     }
 
     fn unit(&self, mut number: usize) -> Option<Unit<'a>> {
@@ -182,7 +210,7 @@ impl<'a> Plan<'a> {
             }
             let step = self.tile_rows(seq);
             // Last rows first: they see the most, and short work at the end evens out.
-            let first = (seq.rows.div_ceil(step) - 1 - number / self.spec.kv_heads) * step;
+            let first = (seq.rows.div_ceil(step) - 1 - number / self.shares()) * step;
             let rows = step.min(seq.rows - first);
             let tile = Tile {
                 rows: rows * self.group,
@@ -190,28 +218,29 @@ impl<'a> Plan<'a> {
                 position: seq.position + first,
                 window: self.window,
                 head_dim: self.spec.head_dim,
+                value_dim: self.spec.value_dim(),
             };
-            return Some(Unit { seq, row: seq.row + first, kv_head: number % self.spec.kv_heads, tile });
+            return Some(Unit { seq, row: seq.row + first, share: number % self.shares(), tile });
         }
         None
     }
 
-    /// Floats of the queries and results of `row`, query row `t` of a unit.
-    fn head_at(&self, unit: &Unit, t: usize) -> usize {
-        let heads = self.group * self.spec.kv_heads;
+    /// Which of all heads of all rows query row `t` of a unit is.
+    fn head(&self, unit: &Unit, t: usize) -> usize {
+        let heads = self.group * self.shares();
         let row = unit.row + t / self.group;
-        (row * heads + unit.kv_head * self.group + t % self.group) * self.spec.head_dim
+        row * heads + unit.share * self.group + t % self.group
     }
 
     fn ask(&self, unit: &Unit, memory: &mut Memory) {
-        let row = |t| &self.q[self.head_at(unit, t)..][..self.spec.head_dim];
+        let row = |t| &self.q[self.head(unit, t) * self.spec.head_dim..][..self.spec.head_dim];
         unit.tile.ask(self.isa, self.packed, &self.spec, row, memory);
     }
 
     /// The KV head's bytes of page `index` of a unit.
     fn bytes(&self, unit: &Unit, index: usize) -> &'a [u8] {
         let bytes = self.lays[index.min(1)].bytes;
-        &(self.page)(unit.seq.pages[index])[unit.kv_head * bytes..][..bytes]
+        &(self.page)(unit.seq.pages[index])[unit.share / self.parts * bytes..][..bytes]
     }
 
     /// Page `index` of a unit; this thread reads `next` after it.
@@ -228,13 +257,13 @@ impl<'a> Plan<'a> {
 
     fn store(&self, unit: &Unit, state: &[f32]) {
         for t in 0..unit.tile.rows {
-            let at = self.head_at(unit, t);
-            let sink = self.sinks.map(|s| s[unit.kv_head * self.group + t % self.group]);
+            let (head, dims) = (self.head(unit, t), self.spec.value_dim());
+            let sink = self.sinks.map(|s| s[unit.share * self.group + t % self.group]);
             // SAFETY: every unit has its own rows and heads.
-            let out = unsafe { self.out.part(at..at + self.spec.head_dim) };
+            let out = unsafe { self.out.part(head * dims..(head + 1) * dims) };
             unit.tile.finish(self.form, state, t, sink, out);
             if self.spec.v.is_rotated() {
-                kv::hadamard(self.isa, out);
+                out.chunks_mut(self.spec.mixed_dims()).for_each(|x| kv::hadamard(self.isa, x));
             }
         }
     }
@@ -242,9 +271,9 @@ impl<'a> Plan<'a> {
     /// All pages of a unit, one after the other.
     fn whole(&self, unit: usize, memory: &mut [f32]) {
         let Some(unit) = self.unit(unit) else { return };
-        let mut memory = Memory::split(memory, &unit.tile);
+        let mut memory = Memory::split(memory, &unit.tile, self.spec.latent);
         self.ask(&unit, &mut memory);
-        let Memory { q, queries, scores, part, state } = memory;
+        let Memory { q, queries, mut room, part, state } = memory;
         let cuts = unit.tile.cuts(self.form);
         let q = Asked { floats: q, packed: &queries, cuts: &cuts };
         let pages = unit.tile.pages();
@@ -252,9 +281,9 @@ impl<'a> Plan<'a> {
             let next = (index + 1 < pages.end).then(|| self.bytes(&unit, index + 1));
             let view = self.view(&unit, index, next);
             if index == pages.start {
-                unit.tile.page(self.form, q, &view, scores, state);
+                unit.tile.page(self.form, q, &view, &mut room, state);
             } else {
-                unit.tile.page(self.form, q, &view, scores, part);
+                unit.tile.page(self.form, q, &view, &mut room, part);
                 unit.tile.fold(self.form, index, state, part);
             }
         }
@@ -337,16 +366,16 @@ impl Apart {
             let view = plan.view(&unit, index, next.map(|(unit, index)| plan.bytes(&unit, index)));
             // SAFETY: every task has its own slot.
             let part = unsafe { memory.part(self.slot(task)) };
-            let mut memory = Memory::split(own, &unit.tile);
+            let mut memory = Memory::split(own, &unit.tile, plan.spec.latent);
             if asked != Some(task / window.len()) {
                 plan.ask(&unit, &mut memory);
                 asked = Some(task / window.len());
                 cuts = Some(unit.tile.cuts(plan.form));
             }
             let Some(cuts) = &cuts else { continue };
-            let Memory { q, queries, scores, .. } = memory;
+            let Memory { q, queries, mut room, .. } = memory;
             let q = Asked { floats: q, packed: &queries, cuts };
-            unit.tile.page(plan.form, q, &view, scores, part);
+            unit.tile.page(plan.form, q, &view, &mut room, part);
         }
     }
 

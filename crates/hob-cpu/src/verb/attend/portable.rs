@@ -6,11 +6,13 @@ use half::{bf16, f16};
 use hob_compute::{BLOCK_POSITIONS, PAGE_POSITIONS, math};
 use hob_quant::KvFormat;
 
-use super::tile::{Asked, Partial, Tile, View};
+use super::tile::{Asked, Partial, Room, Tile, View};
+use crate::isa::Isa;
 
 /// One page of a tile.
-pub(super) fn page(tile: &Tile, q: Asked, view: &View, scores: &mut [f32], part: Partial) {
-    let (rows, dim) = (tile.rows, tile.head_dim);
+pub(super) fn page(tile: &Tile, q: Asked, view: &View, room: &mut Room, part: Partial) {
+    let (rows, dim) = (tile.rows, tile.value_dim);
+    let Room { scores, turned } = room;
     let blocks = tile.seen(0, view.page).start / BLOCK_POSITIONS
         ..tile.seen(rows - 1, view.page).end.div_ceil(BLOCK_POSITIONS);
     for block in blocks.clone() {
@@ -35,10 +37,11 @@ pub(super) fn page(tile: &Tile, q: Asked, view: &View, scores: &mut [f32], part:
     }
     part.acc[..rows * dim].fill(0.0);
     for block in blocks {
+        let v = view.values(Isa::Scalar, block, turned);
         if view.lay.spec.v_format(block).is_packed() {
-            tile.weigh_packed(view, (block, &[]), scores, part.acc);
+            tile.weigh_packed(view, (block, v, &[]), scores, part.acc);
         } else {
-            weigh(tile, view, block, scores, part.acc);
+            weigh(tile, view, (block, v), scores, part.acc);
         }
     }
 }
@@ -78,10 +81,10 @@ fn score(tile: &Tile, q: &[f32], view: &View, block: usize, scores: &mut [f32]) 
 }
 
 /// Adds a block that is not packed.
-fn weigh(tile: &Tile, view: &View, block: usize, scores: &[f32], acc: &mut [f32]) {
-    let (format, dim) = (view.lay.spec.v_format(block), tile.head_dim);
+fn weigh(tile: &Tile, view: &View, (block, v): (usize, &[u8]), scores: &[f32], acc: &mut [f32]) {
+    let (format, dim) = (view.lay.spec.v_format(block), tile.value_dim);
     let mut wide = [0f32; BLOCK_POSITIONS];
-    for (i, v) in view.v(block).chunks_exact(2 * dim).enumerate() {
+    for (i, v) in v.chunks_exact(2 * dim).enumerate() {
         let at = block * BLOCK_POSITIONS + i;
         for (from, v) in v.chunks(2 * BLOCK_POSITIONS).enumerate() {
             let wide = &mut wide[..v.len() / 2];

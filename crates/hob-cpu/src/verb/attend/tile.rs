@@ -21,10 +21,11 @@ pub(super) enum Form {
 }
 
 impl Form {
-    pub fn choose(isa: Isa, head_dim: usize) -> Form {
+    /// For V of so many dimensions.
+    pub fn choose(isa: Isa, value_dim: usize) -> Form {
         match isa {
-            Isa::Avx512 if head_dim.is_multiple_of(16) => Form::Avx512,
-            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 if head_dim.is_multiple_of(8) => Form::Avx2,
+            Isa::Avx512 if value_dim.is_multiple_of(16) => Form::Avx512,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 if value_dim.is_multiple_of(8) => Form::Avx2,
             _ => Form::Portable,
         }
     }
@@ -48,6 +49,7 @@ pub(super) struct Tile {
     /// Positions that a row sees, its own included; `None` is all.
     pub window: Option<usize>,
     pub head_dim: usize,
+    pub value_dim: usize,
 }
 
 /// Where the parts of a KV head lie in a page, worked out once: every block asks for them several times.
@@ -84,9 +86,22 @@ impl<'a> View<'a> {
         &self.kv[self.lay.parts[block][0].clone()]
     }
 
-    /// V part of a block.
+    /// V part of a block; empty where V is a part of K.
     pub fn v(&self, block: usize) -> &'a [u8] {
         &self.kv[self.lay.parts[block][1].clone()]
+    }
+
+    /// The same, made in `turned` where the page has none.
+    pub fn values<'v>(&self, isa: Isa, block: usize, turned: &'v mut [u8]) -> &'v [u8]
+    where
+        'a: 'v,
+    {
+        let spec = &self.lay.spec;
+        let Some(dims) = spec.latent else { return self.v(block) };
+        let format = spec.k_format(block);
+        let part = &mut turned[..BLOCK_POSITIONS * format.vector_bytes(dims)];
+        kv::turn(isa, format, self.k(block), (spec.head_dim, dims), part);
+        part
     }
 
     /// What is read after the V part of the last block: K of the next page, as far as it is like this one.
@@ -105,14 +120,21 @@ pub(super) struct Asked<'a> {
     pub cuts: &'a Cuts,
 }
 
+/// What the walk of a page works in.
+pub(super) struct Room<'a> {
+    /// `[rows, 256]`
+    pub scores: &'a mut [f32],
+    /// A block of V, where pages have it within K.
+    pub turned: &'a mut [u8],
+}
+
 /// A thread's memory, cut for a tile.
 pub(super) struct Memory<'a> {
     /// Packed queries.
     pub q: &'a mut [f32],
     /// The same quantized.
     pub queries: Queries<'a>,
-    /// `[rows, 256]`
-    pub scores: &'a mut [f32],
+    pub room: Room<'a>,
     /// Result of one page: maxima, sums, weighted V.
     pub part: &'a mut [f32],
     /// Result of the pages so far.
@@ -120,25 +142,37 @@ pub(super) struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    pub fn floats(rows: usize, head_dim: usize) -> usize {
+    pub fn floats(rows: usize, spec: &PageSpec) -> usize {
+        let head_dim = spec.head_dim;
         rows * (head_dim + PAGE_POSITIONS)
+            + Self::turned_floats(spec.latent)
             + Queries::floats(rows, head_dim)
             + 2 * Self::part_floats(rows, head_dim)
     }
 
-    /// A partial result: maxima, sums, then `[rows, head_dim]`.
+    /// Of a block of f16 values, which no format exceeds.
+    fn turned_floats(latent: Option<usize>) -> usize {
+        latent.map_or(0, |dims| BLOCK_POSITIONS * dims.next_multiple_of(2) / 2)
+    }
+
+    /// Room for a partial result, maxima, sums, then `[rows, value_dim]`, or for as many queries.
     pub fn part_floats(rows: usize, head_dim: usize) -> usize {
         rows * (head_dim + 2)
     }
 
-    pub fn split(memory: &'a mut [f32], tile: &Tile) -> Memory<'a> {
+    pub fn split(memory: &'a mut [f32], tile: &Tile, latent: Option<usize>) -> Memory<'a> {
         let part = Self::part_floats(tile.rows, tile.head_dim);
+        // First, where the memory is aligned as kernels want a part of a page to be.
+        let (turned, memory) = memory.split_at_mut(Self::turned_floats(latent));
+        // SAFETY: bytes have no alignment, and any bits are values of both.
+        let turned = unsafe { turned.align_to_mut::<u8>().1 };
         let (scores, rest) = memory.split_at_mut(tile.rows * PAGE_POSITIONS);
         let (q, rest) = rest.split_at_mut(tile.rows * tile.head_dim);
         let (queries, rest) = rest.split_at_mut(Queries::floats(tile.rows, tile.head_dim));
         let (part, rest) = rest.split_at_mut(part);
         let state = &mut rest[..part.len()];
-        Memory { q, queries: Queries::new(queries, tile.rows, tile.head_dim), scores, part, state }
+        let (queries, room) = (Queries::new(queries, tile.rows, tile.head_dim), Room { scores, turned });
+        Memory { q, queries, room, part, state }
     }
 }
 
@@ -146,7 +180,7 @@ impl<'a> Memory<'a> {
 pub(super) struct Partial<'a> {
     pub max: &'a mut [f32],
     pub sum: &'a mut [f32],
-    /// `[rows, head_dim]`
+    /// `[rows, value_dim]`
     pub acc: &'a mut [f32],
 }
 
@@ -248,21 +282,21 @@ impl Tile {
     }
 
     /// Computes one page into `part`. Rows that see nothing of it are left undefined.
-    pub fn page(&self, form: Form, q: Asked, view: &View, scores: &mut [f32], part: &mut [f32]) {
+    pub fn page(&self, form: Form, q: Asked, view: &View, room: &mut Room, part: &mut [f32]) {
         let part = self.partial(part);
         #[cfg(target_arch = "x86_64")]
         {
             // SAFETY: the form was chosen for the detected ISA and a fitting head_dim.
             unsafe {
                 match form {
-                    Form::Avx2 => return vector::page::<vector::Avx2>(self, q, view, scores, part),
-                    Form::Avx512 => return vector::page::<vector::Avx512>(self, q, view, scores, part),
+                    Form::Avx2 => return vector::page::<vector::Avx2>(self, q, view, room, part),
+                    Form::Avx512 => return vector::page::<vector::Avx512>(self, q, view, room, part),
                     Form::Portable => {}
                 }
             }
         }
         let _ = form;
-        portable::page(self, q, view, scores, part);
+        portable::page(self, q, view, room, part);
     }
 
     /// Adds page `page`, computed in `part`, to `state`; a row's first page becomes its state.
@@ -272,7 +306,7 @@ impl Tile {
             if self.seen(t, page).is_empty() {
                 continue;
             }
-            let span = t * self.head_dim..(t + 1) * self.head_dim;
+            let span = t * self.value_dim..(t + 1) * self.value_dim;
             let (sum, acc) = (&mut state.sum[t..t + 1], &mut state.acc[span.clone()]);
             if page == self.first_page(t) {
                 (state.max[t], sum[0]) = (part.max[t], part.sum[t]);
@@ -316,7 +350,7 @@ impl Tile {
     pub fn weigh_packed(
         &self,
         view: &View,
-        (block, next): (usize, &[u8]),
+        (block, v, next): (usize, &[u8], &[u8]),
         scores: &mut [f32],
         acc: &mut [f32],
     ) {
@@ -334,11 +368,11 @@ impl Tile {
                 p[seen.end.saturating_sub(start).min(BLOCK_POSITIONS)..].fill(0.0);
             }
             let mut args = packed::WeighArgs {
-                v: view.v(block),
-                head_dim: self.head_dim,
+                v,
+                head_dim: self.value_dim,
                 rows,
                 p: &scores[first * PAGE_POSITIONS + start..],
-                acc: &mut acc[first * self.head_dim..][..rows * self.head_dim],
+                acc: &mut acc[first * self.value_dim..][..rows * self.value_dim],
                 ahead: self.share(next, first, rows),
             };
             // SAFETY: the kernels were chosen for an ISA that this CPU has.
@@ -372,7 +406,7 @@ impl Tile {
     /// `out = acc / sum` of query row `t`, after its head's sink joined.
     pub fn finish(&self, form: Form, state: &[f32], t: usize, sink: Option<f32>, out: &mut [f32]) {
         let (max, mut sum) = (state[t], state[self.rows + t]);
-        let acc = &state[2 * self.rows + t * self.head_dim..][..self.head_dim];
+        let acc = &state[2 * self.rows + t * self.value_dim..][..self.value_dim];
         let Some(logit) = sink else {
             return out.iter_mut().zip(acc).for_each(|(o, a)| *o = a / sum);
         };

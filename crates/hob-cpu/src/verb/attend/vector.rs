@@ -12,7 +12,8 @@ use hob_quant::KvFormat;
 
 pub(super) use super::avx2::Avx2;
 pub(super) use super::avx512::Avx512;
-use super::tile::{Asked, Partial, Tile, View, chunks};
+use super::tile::{Asked, Partial, Room, Tile, View, chunks};
+use crate::isa::Isa;
 
 /// Up to this many rows memory, not arithmetic, sets the pace.
 const FEW: usize = 16;
@@ -121,12 +122,14 @@ pub(super) trait Kernels {
 /// One page of a tile.
 ///
 /// # Safety
-/// Needs the ISA of `K` and a `head_dim` that is a multiple of its lanes.
-pub(super) unsafe fn page<K: Kernels>(tile: &Tile, q: Asked, view: &View, scores: &mut [f32], part: Partial) {
-    let size = tile.rows * tile.head_dim;
-    assert!(q.floats.len() >= size && part.acc.len() >= size && scores.len() >= tile.rows * PAGE_POSITIONS);
+/// Needs the ISA of `K` and a `value_dim` that is a multiple of its lanes.
+pub(super) unsafe fn page<K: Kernels>(tile: &Tile, q: Asked, view: &View, room: &mut Room, part: Partial) {
+    let Room { scores, turned } = room;
+    let size = tile.rows * tile.value_dim;
+    assert!(q.floats.len() >= tile.rows * tile.head_dim && part.acc.len() >= size);
+    assert!(scores.len() >= tile.rows * PAGE_POSITIONS && view.lay.spec.value_dim() == tile.value_dim);
     assert!(view.kv.len() >= view.lay.bytes && view.lay.spec.head_dim == tile.head_dim);
-    assert!(tile.head_dim.is_multiple_of(K::LANES));
+    assert!(tile.value_dim.is_multiple_of(K::LANES));
     let (first, last) = (tile.seen(0, view.page), tile.seen(tile.rows - 1, view.page));
     let full = first.end == PAGE_POSITIONS && last.start == 0;
     let span = first.start..last.end;
@@ -148,7 +151,7 @@ pub(super) unsafe fn page<K: Kernels>(tile: &Tile, q: Asked, view: &View, scores
             (part.max[t], part.sum[t]) = K::softmax(row);
         }
         part.acc[..size].fill(0.0);
-        walk.weigh::<K>(scores, part.acc);
+        walk.weigh::<K>(scores, turned, part.acc);
     }
 }
 
@@ -243,18 +246,19 @@ impl<'a> Walk<'a> {
         }
     }
 
-    unsafe fn weigh<K: Kernels>(&self, scores: &mut [f32], acc: &mut [f32]) {
+    unsafe fn weigh<K: Kernels>(&self, scores: &mut [f32], turned: &mut [u8], acc: &mut [f32]) {
         let blocks = self.blocks();
         for block in blocks.clone() {
             let next = if block + 1 < blocks.end { self.view.v(block + 1) } else { self.view.after() };
             let next = self.ahead(blocks.len() + block - blocks.start, next);
             let format = self.view.lay.spec.v_format(block);
+            let v = self.view.values(Isa::Avx2, block, turned);
             if format.is_packed() {
-                self.tile.weigh_packed(self.view, (block, next), scores, acc);
+                self.tile.weigh_packed(self.view, (block, v, next), scores, acc);
                 continue;
             }
             let mut fetch = Fetch::new(next, self.cuts.rounds[1]);
-            let (v, bf16) = (self.view.v(block), format == KvFormat::Bf16);
+            let bf16 = format == KvFormat::Bf16;
             for (t, n) in self.chunks() {
                 let v = Values { values: v, bf16, fetch: &mut fetch };
                 let chunk = Chunk { at: block * BLOCK_POSITIONS, first: t, rows: n };
@@ -308,7 +312,7 @@ impl<'a> Walk<'a> {
             return;
         }
         let Chunk { at, first, rows } = chunk;
-        let dim = self.tile.head_dim;
+        let dim = self.tile.value_dim;
         let single;
         let cut = if rows == self.cuts.rows || (rows > 1 && first + rows == self.tile.rows) {
             self.cuts.v(rows)
@@ -405,7 +409,7 @@ impl Cuts {
         let rows = tile.chunk_rows();
         let rest = tile.rows - tile.chunks().last().map_or(0, |(first, _)| first);
         let both = |values: usize| [cut::<K>(rows, values), cut::<K>(rest, values)];
-        let mut cuts = Cuts { rows, k: both(BLOCK_POSITIONS), v: both(tile.head_dim), rounds: [0; 2] };
+        let mut cuts = Cuts { rows, k: both(BLOCK_POSITIONS), v: both(tile.value_dim), rounds: [0; 2] };
         let tiles = |cut: &Cut| cut.runs().iter().map(|r| r.tiles).sum::<usize>();
         let k: usize = tile.chunks().map(|(_, n)| tiles(cuts.k(n))).sum();
         let v: usize = tile.chunks().map(|(_, n)| tiles(cuts.v(n))).sum();

@@ -5,21 +5,25 @@ use crate::isa::Isa;
 use crate::verb::sigmoid;
 
 /// Columns at once.
-pub(super) const WIDE: usize = 16;
+pub(in crate::verb) const WIDE: usize = 16;
 /// Rows of a tile.
-pub(super) const TALL: usize = 4;
+pub(in crate::verb) const TALL: usize = 4;
 
 /// One thread's matrices. Rows behind those of a piece are 0, and change nothing.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// k as columns, `[key_dim, ROWS]`.
-    kt: Vec<f32>,
+    pub kt: Vec<f32>,
     /// The same, faded until the end of the chunk.
-    faded: Vec<f32>,
+    pub faded: Vec<f32>,
     /// `[ROWS, ROWS]`: what earlier rows take from a row's u.
-    to_u: Vec<f32>,
+    pub to_u: Vec<f32>,
     /// `[ROWS, ROWS]`: what u gives to rows of the output.
-    to_o: Vec<f32>,
+    pub to_o: Vec<f32>,
+    /// What is left of the state after each row.
+    pub kept: Vec<f32>,
+    /// What is left of its channels in the end, `[key_dim]`.
+    pub last: Vec<f32>,
     /// `[key_dim, WIDE]`: columns of the state.
     panel: Vec<f32>,
     /// `[ROWS, WIDE]`
@@ -30,16 +34,16 @@ pub(super) struct Scratch {
 
 /// Rows of `a`, or columns of `b`, `stride` apart.
 #[derive(Copy, Clone)]
-pub(super) struct Side<'a> {
+pub(in crate::verb) struct Side<'a> {
     pub data: &'a [f32],
     pub stride: usize,
 }
 
-pub(super) type Tile = [[f32; WIDE]; TALL];
+pub(in crate::verb) type Tile = [[f32; WIDE]; TALL];
 
 /// `tile += a[..TALL, ..depth] * b[..depth, ..WIDE]`, by fma over ascending depth.
 #[inline(always)]
-pub(super) fn multiply<const AVX2: bool>(a: Side, b: Side, depth: usize, tile: &mut Tile) {
+pub(in crate::verb) fn multiply<const AVX2: bool>(a: Side, b: Side, depth: usize, tile: &mut Tile) {
     #[cfg(target_arch = "x86_64")]
     if AVX2 {
         // SAFETY: only the form compiled for AVX2 says so.
@@ -58,7 +62,7 @@ pub(super) fn multiply<const AVX2: bool>(a: Side, b: Side, depth: usize, tile: &
 
 /// Rows `at..at + TALL` of a `[_, WIDE]` matrix.
 #[inline(always)]
-fn tile(of: &[f32], at: usize) -> Tile {
+pub(in crate::verb) fn tile(of: &[f32], at: usize) -> Tile {
     let mut tile = [[0f32; WIDE]; TALL];
     for (row, of) in tile.iter_mut().zip(of[at * WIDE..].chunks_exact(WIDE)) {
         row.copy_from_slice(of);
@@ -73,50 +77,69 @@ fn store(tile: &Tile, into: &mut [f32], at: usize) {
     }
 }
 
-/// As [`super::recurrent::run`], all rows at once. q and k have room for `ROWS` rows.
+impl Scratch {
+    /// Makes room for heads of `dk` dimensions.
+    #[inline(always)]
+    pub(super) fn resize(&mut self, dk: usize) {
+        for (matrix, len) in [
+            (&mut self.kt, dk * ROWS),
+            (&mut self.faded, dk * ROWS),
+            (&mut self.to_u, ROWS * ROWS),
+            (&mut self.to_o, ROWS * ROWS),
+            (&mut self.kept, ROWS),
+            (&mut self.last, dk),
+            (&mut self.panel, dk * WIDE),
+            (&mut self.u, ROWS * WIDE),
+            (&mut self.o, ROWS * WIDE),
+        ] {
+            matrix.resize(len, 0.0);
+        }
+    }
+
+    /// Takes up the rows of a piece of a head that fades as a whole; k and q themselves then meet the state.
+    #[inline(always)]
+    pub(super) fn prepare<const AVX2: bool>(&mut self, isa: Isa, rows: &Rows, dk: usize) {
+        self.resize(dk);
+        let count = rows.rows;
+        // Running sums, what is left of the state after each row, and of each row at the end.
+        let mut sums = rows.gates.log_decay;
+        for i in 1..ROWS {
+            sums[i] += sums[i - 1];
+        }
+        let mut left = sums;
+        for left in &mut left {
+            *left = sums[count - 1] - *left;
+        }
+        self.kept.copy_from_slice(&sums);
+        sigmoid::exps(isa, &mut self.kept);
+        sigmoid::exps(isa, &mut left[..count]);
+        self.last.fill(self.kept[count - 1]);
+        let columns = self.kt.chunks_exact_mut(ROWS).zip(self.faded.chunks_exact_mut(ROWS));
+        for (d, (kt, faded)) in columns.enumerate() {
+            for i in 0..count {
+                kt[i] = rows.k[i * dk + d];
+                faded[i] = kt[i] * left[i];
+            }
+            kt[count..].fill(0.0);
+            faded[count..].fill(0.0);
+        }
+        scores::<AVX2>(isa, rows, &sums, &self.kt, (&mut self.to_u, &mut self.to_o));
+    }
+}
+
+/// As [`super::recurrent::run`], all rows at once, with scores and fading that were prepared. `k` and `q` are what meets
+/// the state, `[ROWS, dk]`.
 #[inline(always)]
 pub(super) fn run<'o, const AVX2: bool>(
-    isa: Isa,
     rows: &Rows,
+    (k, q): (&[f32], &[f32]),
     (s, dk, dv): (&mut [f32], usize, usize),
     scratch: &mut Scratch,
     out: impl Fn(usize) -> &'o mut [f32],
 ) {
     let count = rows.rows;
     let tall = count.next_multiple_of(TALL);
-    let Scratch { kt, faded, to_u, to_o, panel, u, o } = scratch;
-    for (matrix, len) in [
-        (&mut *kt, dk * ROWS),
-        (&mut *faded, dk * ROWS),
-        (&mut *to_u, ROWS * ROWS),
-        (&mut *to_o, ROWS * ROWS),
-        (&mut *panel, dk * WIDE),
-        (&mut *u, ROWS * WIDE),
-        (&mut *o, ROWS * WIDE),
-    ] {
-        matrix.resize(len, 0.0);
-    }
-    // Running sums, what is left of the state after each row, and of each row at the end.
-    let mut sums = rows.gates.log_decay;
-    for i in 1..ROWS {
-        sums[i] += sums[i - 1];
-    }
-    let (mut kept, mut left) = (sums, sums);
-    for left in &mut left {
-        *left = sums[count - 1] - *left;
-    }
-    sigmoid::exps(isa, &mut kept[..tall]);
-    sigmoid::exps(isa, &mut left[..count]);
-    for (d, (kt, faded)) in kt.chunks_exact_mut(ROWS).zip(faded.chunks_exact_mut(ROWS)).enumerate() {
-        for i in 0..count {
-            kt[i] = rows.k[i * dk + d];
-            faded[i] = kt[i] * left[i];
-        }
-        kt[count..].fill(0.0);
-        faded[count..].fill(0.0);
-    }
-    scores::<AVX2>(isa, rows, &sums, kt, (to_u, to_o));
-    let last = kept[count - 1];
+    let Scratch { faded, to_u, to_o, kept, last, panel, u, o, .. } = scratch;
     for c in (0..dv).step_by(WIDE) {
         for (panel, s) in panel.chunks_exact_mut(WIDE).zip(s.chunks_exact(dv)) {
             panel.copy_from_slice(&s[c..c + WIDE]);
@@ -124,8 +147,8 @@ pub(super) fn run<'o, const AVX2: bool>(
         let side = Side { data: panel, stride: WIDE };
         for i in (0..tall).step_by(TALL) {
             let [mut x, mut y] = [[[0f32; WIDE]; TALL]; 2];
-            multiply::<AVX2>(Side { data: &rows.k[i * dk..], stride: dk }, side, dk, &mut x);
-            multiply::<AVX2>(Side { data: &rows.q[i * dk..], stride: dk }, side, dk, &mut y);
+            multiply::<AVX2>(Side { data: &k[i * dk..], stride: dk }, side, dk, &mut x);
+            multiply::<AVX2>(Side { data: &q[i * dk..], stride: dk }, side, dk, &mut y);
             for r in 0..TALL {
                 let (e, b) = (kept[i + r], rows.gates.beta[i + r]);
                 let v: &[f32] =
@@ -165,10 +188,8 @@ pub(super) fn run<'o, const AVX2: bool>(
         }
         for d in (0..dk).step_by(TALL) {
             let mut x = tile(panel, d);
-            for row in &mut x {
-                for x in row {
-                    *x *= last;
-                }
+            for (row, last) in x.iter_mut().zip(&last[d..]) {
+                row.iter_mut().for_each(|x| *x *= last);
             }
             let from = Side { data: &faded[d * ROWS..], stride: ROWS };
             multiply::<AVX2>(from, Side { data: u, stride: WIDE }, count, &mut x);

@@ -4,7 +4,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-mod chunk;
+mod channel;
+pub(super) mod chunk;
 mod recurrent;
 
 use std::cell::RefCell;
@@ -35,6 +36,13 @@ pub struct Job<'a> {
     pub out: &'a mut [f32],
 }
 
+impl Job<'_> {
+    /// Whether every channel of the key fades by itself.
+    fn by_channel(&self) -> bool {
+        self.bias.len() != self.shape.value_heads
+    }
+}
+
 /// The job as threads see it.
 struct Shared<'a> {
     job: Job<'a>,
@@ -49,13 +57,14 @@ struct Scratch {
     q: Vec<f32>,
     k: Vec<f32>,
     chunk: chunk::Scratch,
+    faded: channel::Faded,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
-/// Gates of the rows of a piece; 0 behind them.
+/// Gates of the rows of a piece; 0 behind them. Where channels fade by themselves, no logarithms.
 struct Gates {
     beta: [f32; ROWS],
     log_decay: [f32; ROWS],
@@ -128,7 +137,7 @@ fn piece_of<const AVX2: bool>(
     let (shape, Piece { row, rows, chunked }) = (&job.shape, piece);
     let (dk, dv, width) = (shape.key_dim, shape.value_dim, shape.width());
     let ([at_q, at_k, at_v], channels) = (columns(shape, h), shape.channels());
-    let Scratch { q, k, chunk } = scratch;
+    let Scratch { q, k, chunk, faded } = scratch;
     for i in 0..rows {
         let x = &job.qkv[(row + i) * channels..][..channels];
         unit::<AVX2>(&x[at_q..][..dk], 1.0 / (dk as f32).sqrt(), &mut q[i * dk..][..dk]);
@@ -142,9 +151,20 @@ fn piece_of<const AVX2: bool>(
     let rows_of = Rows { q, k, v: &job.qkv[row * channels + at_v..], stride: channels, gates: &gates, rows };
     // SAFETY: no two units have the same head of the same row.
     let out = |i: usize| unsafe { out.part((row + i) * width + h * dv..(row + i) * width + (h + 1) * dv) };
-    match chunked {
-        true => chunk::run::<AVX2>(isa, &rows_of, (s, dk, dv), chunk, out),
-        false => recurrent::run::<AVX2>(isa, &rows_of, (s, dk, dv), out),
+    if job.by_channel() {
+        channel::log_decays(isa, job, h, (row, rows), &mut faded.sums);
+    }
+    match (chunked, job.by_channel()) {
+        (true, false) => {
+            chunk.prepare::<AVX2>(isa, &rows_of, dk);
+            chunk::run::<AVX2>(&rows_of, (rows_of.k, rows_of.q), (s, dk, dv), chunk, out);
+        }
+        (true, true) => {
+            let both = channel::prepare::<AVX2>(isa, &rows_of, dk, faded, chunk);
+            chunk::run::<AVX2>(&rows_of, both, (s, dk, dv), chunk, out);
+        }
+        (false, false) => recurrent::run::<AVX2>(isa, &rows_of, (s, dk, dv), out),
+        (false, true) => channel::run::<AVX2>(isa, &rows_of, &faded.sums, (s, dk, dv), out),
     }
     for i in 0..rows {
         let o = out(i);
@@ -192,6 +212,11 @@ fn gates(isa: Isa, job: &Job, h: usize, row: usize, rows: usize) -> Gates {
     let (beta, log_decay) = (&mut gates.beta[..rows], &mut gates.log_decay[..rows]);
     let mut exps = [0f32; ROWS];
     let exps = &mut exps[..rows];
+    if job.by_channel() {
+        beta.iter_mut().enumerate().for_each(|(i, beta)| *beta = job.beta[(row + i) * heads + h]);
+        sigmoid::sigmoids(isa, beta);
+        return gates;
+    }
     for i in 0..rows {
         let at = (row + i) * heads + h;
         let x = job.decay[at] + job.bias[h];

@@ -48,7 +48,13 @@ pub(super) fn run<'o, const AVX2: bool>(
 
 /// Adds rows of `s` times `k` and `q` to `p` and `w`.
 #[inline(always)]
-fn products<const AVX2: bool>(s: &[f32], k: &[f32; BLOCK], q: &[f32; BLOCK], p: &mut [f32], w: &mut [f32]) {
+pub(super) fn products<const AVX2: bool>(
+    s: &[f32],
+    k: &[f32; BLOCK],
+    q: &[f32; BLOCK],
+    p: &mut [f32],
+    w: &mut [f32],
+) {
     #[cfg(target_arch = "x86_64")]
     if AVX2 {
         // SAFETY: only the form compiled for AVX2 says so.
@@ -63,7 +69,7 @@ fn products<const AVX2: bool>(s: &[f32], k: &[f32; BLOCK], q: &[f32; BLOCK], p: 
 
 /// Rows of `s` become `k * u + a * s`.
 #[inline(always)]
-fn update<const AVX2: bool>(s: &mut [f32], k: &[f32; BLOCK], a: f32, u: &[f32]) {
+pub(super) fn update<const AVX2: bool>(s: &mut [f32], k: &[f32; BLOCK], a: f32, u: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     if AVX2 {
         // SAFETY: only the form compiled for AVX2 says so.

@@ -81,7 +81,7 @@ fn read_stretch(isa: Isa, stretch: Stretch, page: &[u8], out: Parts<u8>) {
 
 #[inline(always)]
 fn read_both(stretch: Stretch, page: &[u8], out: Parts<u8>) {
-    for side in [Side::K, Side::V] {
+    for side in [Side::K, Side::V].into_iter().take(stretch.spec.stored_vectors()) {
         let vectors = stretch.vectors(side);
         let part = &page[vectors.part.clone()];
         by_layout!(side, vectors.format, read_side(&stretch, &vectors, part, out));
@@ -117,7 +117,7 @@ fn write_stretch(isa: Isa, stretch: Stretch, page: Parts<u8>, image: &[u8]) {
 
 #[inline(always)]
 fn write_both(stretch: Stretch, page: Parts<u8>, image: &[u8]) {
-    for side in [Side::K, Side::V] {
+    for side in [Side::K, Side::V].into_iter().take(stretch.spec.stored_vectors()) {
         let vectors = stretch.vectors(side);
         // SAFETY: the parts of every head and block are visited once, by one thread.
         let part = unsafe { page.part(vectors.part.clone()) };

@@ -26,6 +26,7 @@ macro_rules! compiled {
 mod avx2;
 mod image;
 mod lay;
+mod turn;
 
 use hob_compute::{BLOCK_POSITIONS, PAGE_POSITIONS, PageSpec};
 use hob_quant::{KV_GROUP, KvFormat, asym4_group, encode_kv, q4_group, q8_group};
@@ -35,6 +36,7 @@ use crate::isa::Isa;
 use crate::pool::Pool;
 pub use image::{read, write};
 use lay::{Group, Place, Side, by_layout};
+pub use turn::turn;
 
 /// K and V of consecutive positions of one page, `[rows, kv_heads * head_dim]` each.
 #[derive(Copy, Clone)]
@@ -96,7 +98,7 @@ fn append_head(isa: Isa, head: Head, rows: Rows) {
 fn append_sides<const AVX2: bool>(head: Head, rows: Rows) {
     let Head { spec, kv_head, bytes } = head;
     let (dim, width) = (spec.head_dim, spec.kv_heads * spec.head_dim);
-    for (x, side) in [(rows.k, Side::K), (rows.v, Side::V)] {
+    for (x, side) in [(rows.k, Side::K), (rows.v, Side::V)].into_iter().take(spec.stored_vectors()) {
         let count = x.len() / width;
         let mut done = 0;
         while done < count {
@@ -126,7 +128,7 @@ struct Vectors<'a> {
 }
 
 /// Dimensions for which the stack has room; wider heads take memory.
-const STACK: usize = 512;
+const STACK: usize = 1024;
 
 /// Encodes vectors into their places of a part, the first at `place`.
 #[inline(always)]
@@ -215,9 +217,8 @@ pub fn copy_page(spec: &PageSpec, from: &[u8], to: &mut [u8], positions: usize) 
         for block in 0..positions.min(PAGE_POSITIONS).div_ceil(BLOCK_POSITIONS) {
             let n = (positions - block * BLOCK_POSITIONS).min(BLOCK_POSITIONS);
             let [k, v] = spec.parts(head, block);
-            for (side, part, format) in
-                [(Side::K, k, spec.k_format(block)), (Side::V, v, spec.v_format(block))]
-            {
+            let sides = [(Side::K, k, spec.k_format(block)), (Side::V, v, spec.v_format(block))];
+            for (side, part, format) in sides.into_iter().take(spec.stored_vectors()) {
                 let (from, to) = (&from[part.clone()], &mut to[part]);
                 if n == BLOCK_POSITIONS {
                     to.copy_from_slice(from);

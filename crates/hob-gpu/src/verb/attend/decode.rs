@@ -1,8 +1,9 @@
 //! Attention of few rows: each sequence's context is cut into splits, which workgroups read at the same time, and a second
-//! dispatch merges what they leave (flash decoding); a short context is one split, which one dispatch finishes. It must not
-//! know how a split is computed: see `kernel`.
+//! dispatch merges what they leave (flash decoding); a context within a page is what one dispatch finishes. It must not
+//! know how either computes: see `kernel` and `short`.
 
-mod kernel;
+pub(super) mod kernel;
+mod short;
 
 use std::ops::Range;
 
@@ -13,19 +14,22 @@ use super::VERB;
 use crate::Gpu;
 use crate::act::Int8;
 use crate::pages::{Bound, Layout};
-use crate::stream::{Bounds, BufferId, Call, Stream};
-use kernel::{Fused, Merge, Variant, Whole};
+use crate::stream::{Bounds, BufferId, Call, Kernel, Stream};
+use kernel::{Fused, Merge, Variant};
+use short::Short;
 
 /// Blocks of a page.
 const PAGE_BLOCKS: usize = PAGE_POSITIONS / BLOCK_POSITIONS;
 
 /// Most splits of a sequence.
-const MOST_SPLITS: usize = 1024;
+pub(super) const MOST_SPLITS: usize = 1024;
 /// Words of an item in front of its pages.
 const ITEM_WORDS: usize = 5;
+/// Words of a row of a short context.
+const ROW_WORDS: usize = 4;
 
 /// How attention of few rows is cut. The figures are those of an H100; elsewhere they cost little, since a device with
-/// fewer cores has several of these workgroups on each.
+/// fewer cores has several of these workgroups on each. Hidden: see [`Gpu::tune_attention`].
 #[derive(Copy, Clone, Debug)]
 pub struct AttentionRule {
     /// Lanes of a workgroup where sequences are split, and blocks of 64 positions that it has at a time.
@@ -37,30 +41,30 @@ pub struct AttentionRule {
     /// Workgroups that a dispatch should have at least where contexts are long enough: several for each core of a large
     /// GPU.
     pub workgroups: usize,
-    /// Lanes where a sequence is one split, which has a core for itself.
-    pub whole_lanes: usize,
-    /// Its blocks at a time.
-    pub whole_blocks: usize,
-    /// Most blocks of a sequence that is one split. A round of `whole_blocks` costs what merging does, so that one round
-    /// is where splits begin to pay.
-    pub most_whole: usize,
+    /// Lanes of a row's query head where the context is short: a whole layer of the 8B at position 200 takes 73.2 us with
+    /// 512, 75.3 with 256, 80.7 with 128; at position 16 all are within 1 us.
+    pub short_lanes: usize,
+    /// Most blocks of a short context, up to those of a page; 0 splits every context.
+    pub most_short: usize,
 }
 
 impl Default for AttentionRule {
     fn default() -> Self {
-        AttentionRule {
-            lanes: 128,
-            blocks: 1,
-            packed_blocks: 2,
-            workgroups: 1024,
-            whole_lanes: 512,
-            whole_blocks: 4,
-            most_whole: 4,
-        }
+        AttentionRule::USUAL
     }
 }
 
 impl AttentionRule {
+    /// What is taken unless somebody tunes.
+    pub const USUAL: AttentionRule = AttentionRule {
+        lanes: 128,
+        blocks: 1,
+        packed_blocks: 2,
+        workgroups: 1024,
+        short_lanes: 512,
+        most_short: PAGE_BLOCKS,
+    };
+
     fn blocks_of(&self, layout: &Layout) -> usize {
         if layout.k.is_packed() || layout.v.is_packed() { self.packed_blocks } else { self.blocks }
     }
@@ -73,6 +77,16 @@ pub(super) struct New {
     /// Weights and epsilons, of q and of k.
     pub norms: Option<([BufferId; 2], [f32; 2])>,
     pub turn: Option<Turn>,
+}
+
+impl New {
+    fn fused(&self) -> Fused {
+        Fused {
+            norms: self.norms.is_some(),
+            rotates: self.turn.is_some(),
+            interleaved: self.turn.as_ref().is_some_and(|turn| turn.interleaved),
+        }
+    }
 }
 
 /// A rotation.
@@ -163,7 +177,8 @@ impl Plan {
 }
 
 impl Gpu {
-    /// Another rule, for measurements (`examples/attend.rs`) and tests.
+    /// Another rule. Hidden: only measurements (`examples/attend.rs`, which the figures come from) and tests have a use for
+    /// it.
     #[doc(hidden)]
     pub fn tune_attention(&mut self, rule: AttentionRule) {
         self.splits.rule = rule;
@@ -178,10 +193,10 @@ impl Gpu {
         seqs: &[SeqRows],
         new: Option<&New>,
     ) -> Result<()> {
-        let fits = longest(args, seqs) <= self.splits.rule.most_whole;
+        let fits = longest(args, seqs) <= self.splits.rule.most_short.min(PAGE_BLOCKS);
         // Short contexts grow: both forms are rehearsed.
         if fits || self.stream.rehearsing {
-            self.run_whole(args, bound, seqs, new)?;
+            self.run_short(args, bound, seqs, new)?;
         }
         if !fits || self.stream.rehearsing {
             self.run_splits(args, bound, seqs, new)?;
@@ -196,27 +211,50 @@ impl Gpu {
         Ok(())
     }
 
-    /// One dispatch: every sequence is one split.
-    fn run_whole(&mut self, args: &Attend, bound: &Bound, seqs: &[SeqRows], new: Option<&New>) -> Result<()> {
+    /// One dispatch: a workgroup for every row and query head.
+    fn run_short(&mut self, args: &Attend, bound: &Bound, seqs: &[SeqRows], new: Option<&New>) -> Result<()> {
         let int8 = self.int8_of(args)?;
-        let variant = Variant {
-            whole: Some(Whole { sinks: args.sinks.is_some(), int8: int8.is_some() }),
-            ..self.variant(args, bound, seqs, new)?
-        };
-        let rule = self.splits.rule;
-        let variant = Variant { lanes: rule.whole_lanes, blocks: rule.whole_blocks, ..variant };
-        let variant = self.fitting(variant)?;
-        let blocks = longest(args, seqs).max(1).next_multiple_of(PAGE_BLOCKS);
-        let plan = Plan::new(args, seqs, 4 * variant.fours, blocks);
+        let short = self.short(args, bound, new, int8.is_some())?;
+        let mut items = Vec::new();
+        for seq in seqs {
+            let first = seq.first_page(args.window);
+            let page = seq.pages.get(first).map_or(0, |page| page.index as usize);
+            for row in 0..seq.rows {
+                let item = [seq.row + row, seq.position + row, page, first * PAGE_BLOCKS];
+                items.extend(item.map(|n| n as u32));
+            }
+        }
         let mut results = vec![self.acts.get(VERB, args.out)?.rows];
         results.extend(int8.map(|form| [form.codes, form.meta]).into_iter().flatten());
         if let Some(sinks) = args.sinks {
             results.push(self.weights.get(VERB, sinks)?.parts[0].buffer);
         }
+        let at = if items.len() > ROW_WORDS { self.stream.arguments(&items)? } else { 0 };
+        let mut immediates = vec![at];
+        immediates.extend(items.iter().take(ROW_WORDS));
+        let groups = [(items.len() / ROW_WORDS) as u32, args.heads as u32, 1];
         for bound in self.with_stand_ins(bound)? {
-            self.dispatch(args, (&bound, seqs), (&variant, &plan), new, &results)?;
+            let kernel = self.stream.kernel(short.key(), || short.source())?;
+            let call = (kernel, groups, &immediates[..]);
+            self.dispatch(args, (&bound, seqs), call, new, &results)?;
         }
         Ok(())
+    }
+
+    /// The kernel of short contexts.
+    fn short(&self, args: &Attend, bound: &Bound, new: Option<&New>, int8: bool) -> Result<Short> {
+        let facts = &self.stream.context.facts;
+        let wanted = Short {
+            layout: bound.layout,
+            lanes: self.splits.rule.short_lanes,
+            cap: args.softcap.is_some(),
+            sinks: args.sinks.is_some(),
+            int8,
+            fused: new.map(New::fused),
+            subgroups: facts.tier.subgroups.then_some(facts.least_subgroup),
+        };
+        let fits = wanted.fitting(self.group_memory(), facts.group_lanes);
+        fits.ok_or_else(|| self.too_wide(args.head_dim))
     }
 
     /// Two dispatches: sequences are split, and results merged.
@@ -234,8 +272,14 @@ impl Gpu {
         let most =
             AttentionRule::default().workgroups.max(plan.count() * args.kv_heads) + 2 * tiles * args.kv_heads;
         let splits = self.splits(most * columns, args.head_dim)?;
+        let at = self.stream.arguments(&plan.items)?;
+        let immediates = [at, plan.stride as u32, plan.blocks as u32];
+        let groups = [plan.count() as u32, args.kv_heads as u32, 1];
         for bound in self.with_stand_ins(bound)? {
-            self.dispatch(args, (&bound, seqs), (&variant, &plan), new, &splits)?;
+            // Pages are those of checked calls; everything else stays inside by the text, which is long: with checks a
+            // software adapter takes more than eight times as long to compile it.
+            let kernel = self.stream.kernel_with(variant.key(), Bounds::Trusted, || variant.source())?;
+            self.dispatch(args, (&bound, seqs), (kernel, groups, &immediates), new, &splits)?;
         }
         self.dispatch_merge(args, bound, &plan, columns, splits)
     }
@@ -247,14 +291,10 @@ impl Gpu {
 
     /// Whether a workgroup has all query heads of a KV head: else some would read what another stores.
     pub(super) fn one_tile(&self, args: &Attend, bound: &Bound, new: &New) -> Result<bool> {
-        let variant = self.variant(args, bound, args.seqs, Some(new))?;
-        // Whole sequences take the most memory.
-        let whole = Some(Whole { sinks: args.sinks.is_some(), int8: true });
-        let rule = self.splits.rule;
-        let whole = Variant { lanes: rule.whole_lanes, blocks: rule.whole_blocks, whole, ..variant };
+        let split = self.variant(args, bound, args.seqs, Some(new)).and_then(|v| self.fitting(v));
         // Wide heads leave no room for new rows where workgroup memory is small.
-        let (Ok(split), Ok(whole)) = (self.fitting(variant), self.fitting(whole)) else { return Ok(false) };
-        Ok(4 * split.fours.min(whole.fours) >= args.heads / args.kv_heads)
+        let (Ok(split), Ok(_)) = (split, self.short(args, bound, Some(new), true)) else { return Ok(false) };
+        Ok(4 * split.fours >= args.heads / args.kv_heads)
     }
 
     /// The kernel of splits, before it is known to fit.
@@ -262,11 +302,6 @@ impl Gpu {
         let facts = &self.stream.context.facts;
         let several = seqs.iter().any(|seq| seq.rows > 1);
         let (group, most_rows) = (args.heads / args.kv_heads, if several { 16 } else { 1 });
-        let fused = new.map(|new| Fused {
-            norms: new.norms.is_some(),
-            rotates: new.turn.is_some(),
-            interleaved: new.turn.as_ref().is_some_and(|turn| turn.interleaved),
-        });
         let rule = self.splits.rule;
         Ok(Variant {
             layout: bound.layout,
@@ -275,26 +310,32 @@ impl Gpu {
             lanes: rule.lanes,
             blocks: rule.blocks_of(&bound.layout),
             cap: args.softcap.is_some(),
-            fused,
-            whole: None,
+            fused: new.map(New::fused),
             subgroups: facts.tier.subgroups.then_some(facts.least_subgroup),
         })
     }
 
     fn fitting(&self, wanted: Variant) -> Result<Variant> {
-        let context = &self.stream.context;
-        let memory = context.device.limits().max_compute_workgroup_storage_size as usize;
-        wanted.fitting(memory, context.facts.group_lanes).ok_or_else(|| ComputeError::Device {
-            device: context.facts.name.clone(),
+        let fits = wanted.fitting(self.group_memory(), self.stream.context.facts.group_lanes);
+        fits.ok_or_else(|| self.too_wide(wanted.layout.head_dim))
+    }
+
+    fn group_memory(&self) -> usize {
+        self.stream.context.device.limits().max_compute_workgroup_storage_size as usize
+    }
+
+    fn too_wide(&self, head_dim: usize) -> ComputeError {
+        let memory = self.group_memory();
+        ComputeError::Device {
+            device: self.stream.context.facts.name.clone(),
             problem: format!(
-                "attention with heads of {} needs more than its {memory} bytes of workgroup memory",
-                wanted.layout.head_dim
+                "attention with heads of {head_dim} needs more than its {memory} bytes of workgroup memory"
             ),
-        })
+        }
     }
 
     /// Buffers for `columns` columns of splits, made larger when first needed.
-    fn splits(&mut self, columns: usize, head_dim: usize) -> Result<[BufferId; 2]> {
+    pub(super) fn splits(&mut self, columns: usize, head_dim: usize) -> Result<[BufferId; 2]> {
         let room = [(4 * columns * head_dim) as u64, 8 * columns as u64];
         if let Some(buffers) = self.splits.buffers {
             if room[0] <= self.splits.room[0] && room[1] <= self.splits.room[1] {
@@ -311,17 +352,15 @@ impl Gpu {
         Ok(buffers)
     }
 
+    /// A kernel with what both read; its own results and first immediates are given.
     fn dispatch(
         &mut self,
         args: &Attend,
         (bound, seqs): (&Bound, &[SeqRows]),
-        (variant, plan): (&Variant, &Plan),
+        (kernel, groups, first_words): (Kernel, [u32; 3], &[u32]),
         new: Option<&New>,
         results: &[BufferId],
     ) -> Result<()> {
-        // Pages are those of checked calls; everything else stays inside by the text.
-        let kernel = self.stream.kernel_with(variant.key(), Bounds::Trusted, || variant.source())?;
-        let at = self.stream.arguments(&plan.items)?;
         let arguments = self.stream.argument_buffer();
         let [rest, first] = [bound.rest, bound.first].map(|pool| pool.unwrap_or(arguments));
         let mut bindings = results.to_vec();
@@ -329,34 +368,29 @@ impl Gpu {
         bindings.extend(bound.layout.first.then_some(first));
         let scoring = Scoring::new(args.scale, args.softcap);
         let window = args.window.map_or(u32::MAX, |w| w.min(u32::MAX as usize) as u32);
-        let mut immediates = vec![
-            at,
-            plan.stride as u32,
-            plan.blocks as u32,
-            window,
-            scoring.factor.to_bits(),
-            scoring.cap.unwrap_or(0.0).to_bits(),
-            args.heads as u32,
-        ];
-        immediates.extend([0; 4]);
+        let mut immediates = first_words.to_vec();
+        immediates.extend([window, scoring.factor.to_bits(), scoring.cap.unwrap_or(0.0).to_bits()]);
+        immediates.push(args.heads as u32);
+        let (mut rotary, mut eps, mut magnitude) = (0, [0.0f32; 2], 0.0f32);
         if let Some(new) = new {
             bindings.extend([new.k, new.v]);
-            if let Some((weights, eps)) = new.norms {
+            if let Some((weights, both)) = new.norms {
                 bindings.extend(weights);
-                (immediates[8], immediates[9]) = (eps[0].to_bits(), eps[1].to_bits());
+                eps = both;
             }
             if let Some(turn) = &new.turn {
                 bindings.push(turn.freqs);
-                (immediates[7], immediates[10]) = (turn.pairs, turn.magnitude.to_bits());
+                (rotary, magnitude) = (turn.pairs, turn.magnitude);
             }
         }
+        immediates.extend([rotary, eps[0].to_bits(), eps[1].to_bits(), magnitude.to_bits()]);
         let seen = |seq: &SeqRows| seq.position + seq.rows - seq.first_seen(args.window);
         let positions: usize = seqs.iter().map(seen).sum();
         self.stream.dispatch(&Call {
             kernel,
             bindings: &bindings,
             immediates: &immediates,
-            groups: [plan.count() as u32, args.kv_heads as u32, 1],
+            groups,
             verb: VERB,
             bytes: (positions * bound.layout.page_bytes() / PAGE_POSITIONS) as u64,
         })
@@ -375,12 +409,13 @@ impl Gpu {
         let merge = Merge {
             head_dim: args.head_dim,
             rotated: bound.layout.v_rotated,
+            span: bound.layout.span(),
             sinks: args.sinks.is_some(),
             int8: int8.is_some(),
             splits: MOST_SPLITS,
             subgroups: facts.tier.subgroups.then_some(facts.least_subgroup),
         };
-        let kernel = self.stream.kernel_with(merge.key(), Bounds::Trusted, || merge.source())?;
+        let kernel = self.stream.kernel(merge.key(), || merge.source())?;
         let at = self.stream.arguments(&plan.rows)?;
         let mut bindings = vec![rows, splits[0], splits[1], self.stream.argument_buffer()];
         if let Some(sinks) = args.sinks {

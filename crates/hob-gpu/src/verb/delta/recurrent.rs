@@ -19,8 +19,9 @@ impl Gpu {
         // Parts of a column: a power of two that divides the keys.
         let parts = (LANES.min(most as usize) / shape.value_dim).clamp(1, shape.key_dim / LEAST);
         let parts = 1 << parts.ilog2().min(shape.key_dim.trailing_zeros());
-        let key = KernelKey { name: "delta recurrent", params: with_parts(params(&shape), parts) };
-        let kernel = self.stream.kernel(key, || source(&shape, parts))?;
+        let key =
+            KernelKey { name: "delta recurrent", params: with_parts(params(&shape, bound.channel), parts) };
+        let kernel = self.stream.kernel(key, || source(&shape, parts, bound.channel))?;
         let mut items = std::mem::take(&mut self.words);
         items.clear();
         let seqs = args.seqs.iter().filter(|s| s.rows > 0);
@@ -29,7 +30,7 @@ impl Gpu {
         let start = self.stream.arguments(&items);
         self.words = items;
         let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
-        let Bound { out, state, qkv, z, beta, decay, rate, bias, norm } = *bound;
+        let Bound { out, state, qkv, z, beta, decay, rate, bias, norm, .. } = *bound;
         self.stream.dispatch(&Call {
             kernel,
             bindings: &[out, state, qkv, z, beta, decay, rate, bias, norm, self.stream.argument_buffer()],
@@ -46,8 +47,8 @@ fn with_parts(mut params: [u32; 8], parts: usize) -> [u32; 8] {
     params
 }
 
-fn source(shape: &DeltaShape, parts: usize) -> Source {
-    let wgsl = template(shape)
+fn source(shape: &DeltaShape, parts: usize, channel: bool) -> Source {
+    let wgsl = template(shape, channel)
         .value("PARTS", parts)
         .value("LANES", parts * shape.value_dim)
         .value("EACH", shape.key_dim / parts)

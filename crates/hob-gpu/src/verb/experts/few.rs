@@ -23,6 +23,8 @@ struct Gate {
     int8: [bool; 2],
     hidden8: bool,
     biased: bool,
+    /// Whether there is no gate.
+    alone: bool,
     activation: Activation,
 }
 
@@ -40,6 +42,7 @@ impl Gpu {
             int8: [gate, up].map(int8),
             hidden8: mixture.hidden.int8.is_some(),
             biased: mixture.biases.is_some(),
+            alone: mixture.alone,
             activation: args.activation,
         };
         let kernel = self.stream.kernel(kind.key(), || kind.source())?;
@@ -68,7 +71,8 @@ impl Gpu {
                 immediates: &sizes.map(|n| n as u32),
                 groups: groups.map(|n| n as u32),
                 verb: VERB,
-                bytes: self.expert_bytes(mixture, [args.gate, args.up])?,
+                bytes: self.expert_bytes(mixture, [mixture.gate(), args.up])?
+                    / if mixture.alone { 2 } else { 1 },
             })?;
         }
         Ok(())
@@ -125,7 +129,7 @@ impl Gpu {
 impl Gate {
     fn key(self) -> KernelKey {
         let [gate, up] = self.formats.map(|f| f.ggml_id());
-        let flags = self.int8.into_iter().chain([self.hidden8, self.biased]);
+        let flags = self.int8.into_iter().chain([self.hidden8, self.biased, self.alone]);
         let flags = flags.fold(0, |bits, on| bits << 1 | u32::from(on));
         let [activation, alpha, limit] = activation_key(self.activation);
         let params = [gate, up, flags, activation, alpha, limit, 0, 0];
@@ -140,6 +144,7 @@ impl Gate {
         let out = if self.biased { bias + 2 } else { bias };
         let wgsl = products(&[(gate, "g", gate8), (up, "u", up8)], self.activation)
             .flag("HIDDEN8", self.hidden8)
+            .flag("ALONE", self.alone)
             .flag("BIASED", self.biased)
             .value("BIAS_G", bias)
             .value("BIAS_U", bias + 1)

@@ -57,6 +57,14 @@ impl Grouping {
     }
 }
 
+/// What tiles multiply with: two weights or one, into hidden rows in int8 form or into products.
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum Role {
+    Down,
+    GateUp,
+    Up,
+}
+
 /// One dispatch of tiles.
 struct Tiles<'a> {
     kernel: crate::stream::Kernel,
@@ -123,18 +131,21 @@ impl Gpu {
     fn tile_gate(&mut self, mixture: &Mixture, slab: &Slab) -> Result<()> {
         let [gate, up, _] = mixture.formats;
         let activation = mixture.args.activation;
+        let role = if mixture.alone { Role::Up } else { Role::GateUp };
         let (biased, [kind, alpha, limit]) = (mixture.biases.is_some(), activation_key(activation));
-        let params = [gate.ggml_id(), up.ggml_id(), kind, 1, alpha, limit, biased.into(), 0];
+        let params = [gate.ggml_id(), up.ggml_id(), kind, role as u32, alpha, limit, biased.into(), 0];
         let key = KernelKey { name: "expert tile", params };
-        let kernel =
-            self.stream.kernel(key, || tile_source(&[(gate, "a"), (up, "b")], activation, biased))?;
+        let weights = [(gate, "a"), (up, "b")];
+        let weights = if mixture.alone { &weights[..1] } else { &weights };
+        let kernel = self.stream.kernel(key, || tile_source(weights, role, activation, biased))?;
         let biases: Vec<BufferId> = mixture.biases.iter().flat_map(|&[gate, up, _]| [gate, up]).collect();
         let shape = mixture.shapes.gate;
         let out: Vec<BufferId> = mixture.hidden.buffers().collect();
+        let wide = if mixture.alone { 64 } else { 32 };
         for (parts, experts) in self.gate_parts(mixture)? {
             let (blocks, outputs) = (shape.width.div_ceil(32), shape.rows);
-            let (input, parts, biases, out) = (mixture.x, &parts, &biases, &out);
-            let tiles = Tiles { kernel, input, parts, biases, experts, out, blocks, outputs, wide: 32 };
+            let (input, parts, biases, out) = (mixture.x, &parts[..weights.len()], &biases, &out);
+            let tiles = Tiles { kernel, input, parts, biases, experts, out, blocks, outputs, wide };
             self.dispatch_expert_tiles(mixture, slab, &tiles)?;
         }
         Ok(())
@@ -143,9 +154,10 @@ impl Gpu {
     fn tile_down(&mut self, mixture: &Mixture, slab: &Slab) -> Result<()> {
         let down = mixture.formats[2];
         let biased = mixture.biases.is_some();
-        let params = [down.ggml_id(), 0, 0, 0, 0, 0, biased.into(), 0];
+        let params = [down.ggml_id(), 0, 0, Role::Down as u32, 0, 0, biased.into(), 0];
         let key = KernelKey { name: "expert tile", params };
-        let kernel = self.stream.kernel(key, || tile_source(&[(down, "a")], Activation::Silu, biased))?;
+        let kernel =
+            self.stream.kernel(key, || tile_source(&[(down, "a")], Role::Down, Activation::Silu, biased))?;
         let biases: Vec<BufferId> = mixture.biases.iter().map(|&[.., down]| down).collect();
         let shape = mixture.shapes.down;
         for part in self.expert_parts(mixture.args.down, shape.rows)? {
@@ -199,14 +211,13 @@ impl Gpu {
     }
 }
 
-/// Two weights are gate and up, one is down.
-fn tile_source(weights: &[(Format, &str)], activation: Activation, biased: bool) -> Source {
-    let gated = weights.len() == 2;
+fn tile_source(weights: &[(Format, &str)], role: Role, activation: Activation, biased: bool) -> Source {
     let bias = 4 + weights.len();
     let out = if biased { bias + weights.len() } else { bias };
     let weights: Vec<_> = weights.iter().map(|&(format, name)| (format, name, true)).collect();
     let wgsl = products(&weights, activation)
-        .flag("GATED", gated)
+        .flag("GATED", role == Role::GateUp)
+        .flag("HIDDEN", role != Role::Down)
         .flag("BIASED", biased)
         .value("BIAS_A", bias)
         .value("BIAS_B", bias + 1)
@@ -218,6 +229,6 @@ fn tile_source(weights: &[(Format, &str)], activation: Activation, biased: bool)
         .piece("quantize_block", QUANTIZE_BLOCK)
         .render(include_str!("../../wgsl/expert_tile.wgsl"));
     let mut bindings = vec![Access::Read; out];
-    bindings.extend(vec![Access::Write; weights.len()]);
+    bindings.extend(vec![Access::Write; if role == Role::Down { 1 } else { 2 }]);
     Source { wgsl, bindings }
 }

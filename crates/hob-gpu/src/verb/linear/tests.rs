@@ -7,7 +7,7 @@ use hob_compute::{
 };
 use hob_quant::Format;
 
-use crate::{Gpu, GpuConfig, adapters};
+use crate::{Gpu, GpuConfig};
 
 const COLS: usize = 256;
 const ROWS: usize = 300;
@@ -63,10 +63,7 @@ fn results(adapter: usize, limit: Option<u64>) -> ([Vec<f32>; 3], [usize; 2]) {
 
 #[test]
 fn weights_larger_than_a_binding_are_cut_and_give_the_same() {
-    let all = adapters();
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok());
-    let Some(adapter) = chosen.or_else(|| all.iter().position(|a| a.software)) else {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
+    let Some(adapter) = crate::test_adapter() else {
         return;
     };
     let (whole, parts) = results(adapter, None);

@@ -1,26 +1,15 @@
 // Attention of few rows over one split of a sequence's blocks: one workgroup per split, KV head and tile of columns. A
 // column is a query head of the KV head at one row; columns travel four to a vec4. It leaves, per column, the largest
-// score, the sum of exp2(score - largest) and V weighted so, which `merge` makes one result of; where a sequence is one
-// split, it writes the result itself. Everything that does not depend on scores is loaded before anything is computed.
+// score, the sum of exp2(score - largest) and V weighted so, which `merge` makes one result of. Everything that does not
+// depend on scores is loaded before anything is computed.
 struct Sizes {
     items: u32, stride: u32, per_split: u32, window: u32,
     factor: f32, cap: f32, heads: u32, rotary: u32,
     q_eps: f32, k_eps: f32, magnitude: f32,
 }
 var<immediate> sizes: Sizes;
-//#if WHOLE
-@group(0) @binding(0) var<storage, read_write> out: array<f32>;
-//#if INT8
-@group(0) @binding($AT_CODES$) var<storage, read_write> codes: array<u32>;
-@group(0) @binding($AT_META$) var<storage, read_write> metas: array<vec2<u32>>;
-//#endif
-//#if SINKS
-@group(0) @binding($AT_SINKS$) var<storage, read> sinks: array<f32>;
-//#endif
-//#else
 @group(0) @binding(0) var<storage, read_write> partials: array<f32>;
 @group(0) @binding(1) var<storage, read_write> bounds: array<vec2<f32>>;
-//#endif
 @group(0) @binding($AT_ARGUMENTS$) var<storage, read> arguments: array<u32>;
 @group(0) @binding($AT_Q$) var<storage, read> q_rows: array<f32>;
 @group(0) @binding($AT_PAGES$) var<storage, $ACCESS$> pages: array<u32>;
@@ -85,10 +74,6 @@ var<workgroup> w_most: array<vec4<f32>, $W_TASKS$>;
 var<workgroup> w_adds: array<vec4<f32>, $W_TASKS$>;
 //#endif
 //#endif
-//#if WHOLE
-// [COLUMNS][HEAD_DIM]
-var<workgroup> result: array<f32, $RESULT$>;
-//#endif
 
 //#include runs
 //#include pages
@@ -99,9 +84,6 @@ var<workgroup> result: array<f32, $RESULT$>;
 //#include rope_angle
 //#endif
 //#include score
-//#if WHOLE
-//#include finish
-//#endif
 
 // Products of four codes with those of four columns.
 fn dots(a: u32, b: vec4<u32>) -> vec4<i32> {
@@ -329,7 +311,6 @@ fn main(
     }
     settle_sums(ROUND * COLUMN_FOURS, lane);
     workgroupBarrier();
-    //#if !WHOLE
     let first = (place.x * places.y + kv_head) * COLUMNS;
     if (lane == 0u) {
         //#for v CV
@@ -342,7 +323,6 @@ fn main(
         }
         //#endfor
     }
-    //#endif
     for (var i = lane; i < HEAD_DIM * COLUMN_FOURS; i += LANES) {
         let v = i / HEAD_DIM;
         let half = (i % HEAD_DIM) / $V_LANES$u;
@@ -356,38 +336,12 @@ fn main(
         for (var k = 1u; k < SETS; k++) {
             x += shared_out[k * HEAD_DIM * COLUMN_FOURS + i];
         }
-        //#if WHOLE
-        var total = sum_of(v * ROUND, ROUND);
-        //#if SINKS
-        //#for v CV
-        if (v == $v$u) {
-            let column = vec4<u32>(tile * COLUMNS + 4u * $v$u) + vec4<u32>(0u, 1u, 2u, 3u);
-            let head = kv_head * GROUP + column % GROUP;
-            let sink = vec4<f32>(sinks[head.x], sinks[head.y], sinks[head.z], sinks[head.w]) * 1.442695;
-            // Not above the largest score, so that nothing overflows.
-            let top = max(sink, most$v$);
-            x *= exp2(most$v$ - top);
-            total = total * exp2(most$v$ - top) + exp2(sink - top);
-        }
-        //#endfor
-        //#endif
-        x /= total;
-        result[4u * v * HEAD_DIM + dim] = x.x;
-        result[(4u * v + 1u) * HEAD_DIM + dim] = x.y;
-        result[(4u * v + 2u) * HEAD_DIM + dim] = x.z;
-        result[(4u * v + 3u) * HEAD_DIM + dim] = x.w;
-        //#else
         let at = (first + 4u * v) * HEAD_DIM + dim;
         partials[at] = x.x;
         partials[at + HEAD_DIM] = x.y;
         partials[at + 2u * HEAD_DIM] = x.z;
         partials[at + 3u * HEAD_DIM] = x.w;
-        //#endif
     }
-    //#if WHOLE
-    workgroupBarrier();
-    finish(row, tile * COLUMNS, min(COLUMNS, count - tile * COLUMNS), kv_head * GROUP, lane);
-    //#endif
     //#if NEW
     // Nobody waits for what is stored: the next dispatch reads it.
     if (owner) {

@@ -27,6 +27,10 @@ const TEAM = 16u;
 
 var<workgroup> q: array<f32, DK>;
 var<workgroup> k: array<f32, DK>;
+//#if CHANNEL
+// What stays of every channel.
+var<workgroup> kept: array<f32, DK>;
+//#endif
 // Of a stretch of q and k: q . q, k . k, q . k.
 var<workgroup> lengths: array<vec4<f32>, TEAM>;
 var<workgroup> products: array<vec2<f32>, LANES>;
@@ -61,13 +65,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var d = lane; d < DK; d += LANES) {
             q[d] = qkv[at + key_head * DK + d];
             k[d] = qkv[at + (KEY_HEADS + key_head) * DK + d];
+            //#if CHANNEL
+            let of_d = h * DK + d;
+            kept[d] = exp(max(rate[h] * softplus(decay[row * HEADS * DK + of_d] + bias[of_d]), -87.0));
+            //#endif
         }
         // Read early: they are wanted when the state has been multiplied.
         let v = qkv[at + 2u * KEY_HEADS * DK + h * DV + column];
         let to = (row * HEADS + h) * DV + column;
         let gate = z[to];
         let b = sigmoid(beta[row * HEADS + h]);
+        //#if CHANNEL
+        // It has faded before it is multiplied.
+        let a = 1.0;
+        //#else
         let a = exp(max(rate[h] * softplus(decay[row * HEADS + h] + bias[h]), -87.0));
+        //#endif
         workgroupBarrier();
         if (lane < TEAM) {
             var sum = vec4<f32>(0.0);
@@ -78,6 +91,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         var part = vec2<f32>(0.0);
         //#for d EACH
+        //#if CHANNEL
+        s_$d$ *= kept[first + $d$u];
+        //#endif
         part = fma(vec2<f32>(k[first + $d$u], q[first + $d$u]), vec2<f32>(s_$d$), part);
         //#endfor
         products[lane] = part;

@@ -34,6 +34,13 @@ var<workgroup> lengths: array<vec2<f32>, 256>;
 // Unit lengths of q and k, b, G.
 var<workgroup> of_row: array<vec4<f32>, 64>;
 
+//#if CHANNEL
+// Of every head of a chunk: running sums of log decay, what stays until and from each row on.
+@group(0) @binding(7) var<storage, read> fades: array<vec4<f32>>;
+const FADES = 3u * ROWS * QUADS;
+const G_STAGE = 2u * Q_STAGE;
+//#endif
+
 //#include gates
 
 @compute @workgroup_size(256)
@@ -61,21 +68,37 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let quad = d + lane % 4u;
         let k = qkv[from_ + at_k + quad];
         let q = qkv[from_ + at_q + quad];
+        //#if CHANNEL
+        let g = fades[(group.y * HEADS + h) * FADES + staged_row * QUADS + quad];
+        //#endif
         squares += vec2<f32>(dot(q, q), dot(k, k));
         workgroupBarrier();
         for (var n = 0u; n < 4u; n++) {
             let at = (4u * (lane % 4u) + n) * ROWS + staged_row;
             matrix[at] = k[n];
             matrix[Q_STAGE + at] = q[n];
+            //#if CHANNEL
+            matrix[G_STAGE + at] = g[n];
+            //#endif
         }
         workgroupBarrier();
         for (var n = 0u; n < 4u * STAGED; n++) {
-            let column = matrix[n * ROWS + j];
+            //#if CHANNEL
+            let until = matrix[G_STAGE + n * ROWS + j];
+            //#endif
             //#for m 4
             let at_$m$ = n * ROWS + 4u * (first + 4u * $m$u);
-            kk_$m$ += column * vec4<f32>(matrix[at_$m$], matrix[at_$m$ + 1u], matrix[at_$m$ + 2u], matrix[at_$m$ + 3u]);
+            //#if CHANNEL
+            let from_$m$ = G_STAGE + at_$m$;
+            let sums_$m$ =
+                vec4<f32>(matrix[from_$m$], matrix[from_$m$ + 1u], matrix[from_$m$ + 2u], matrix[from_$m$ + 3u]);
+            let column_$m$ = matrix[n * ROWS + j] * exp(clamp(sums_$m$ - until, vec4<f32>(-87.0), vec4<f32>(0.0)));
+            //#else
+            let column_$m$ = matrix[n * ROWS + j];
+            //#endif
+            kk_$m$ += column_$m$ * vec4<f32>(matrix[at_$m$], matrix[at_$m$ + 1u], matrix[at_$m$ + 2u], matrix[at_$m$ + 3u]);
             let of_q_$m$ = Q_STAGE + at_$m$;
-            qk_$m$ += column
+            qk_$m$ += column_$m$
                 * vec4<f32>(matrix[of_q_$m$], matrix[of_q_$m$ + 1u], matrix[of_q_$m$ + 2u], matrix[of_q_$m$ + 3u]);
             //#endfor
         }
@@ -88,7 +111,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let n = 4u * lane;
             let all = lengths[n] + lengths[n + 1u] + lengths[n + 2u] + lengths[n + 3u] + vec2<f32>(UNIT_EPS);
             let at = (row + lane) * HEADS + h;
+            //#if CHANNEL
+            // Scores have faded.
+            let g = 0.0;
+            //#else
             let g = rate[h] * softplus(decay[at] + bias[h]);
+            //#endif
             let unit = 1.0 / sqrt(all);
             values = vec4<f32>(unit.x / sqrt(f32(4u * QUADS)), unit.y, sigmoid(beta[at]), g);
         }

@@ -21,6 +21,12 @@ const EACH = $EACH$u;
 const ROWS = 64u;
 const TABLE = (2u * ROWS * ROWS + 4u * ROWS) / 4u;
 
+//#if CHANNEL
+// Of every head of a chunk: running sums of log decay, what stays until and from each row on.
+@group(0) @binding(5) var<storage, read> fades: array<vec4<f32>>;
+const FADES = 3u * ROWS * DK / 4u;
+//#endif
+
 const STATE = DK * COLUMNS;
 var<workgroup> s: array<f32, STATE>;
 // x, then u.
@@ -59,6 +65,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let rows = arguments[sizes.chunks + 2u * chunk + 1u];
         let at = (chunk * HEADS + h) * TABLE;
         let vectors = at + 2u * ROWS * ROWS / 4u;
+        //#if CHANNEL
+        let until = (chunk * HEADS + h) * FADES + ROWS * DK / 4u;
+        let from_row = until + ROWS * DK / 4u;
+        //#endif
         let mine = team * EACH;
         // A row behind the last is read as the last; its weights are 0.
         //#for n EACH
@@ -70,8 +80,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let n = 4u * d * COLUMNS + c;
             let column = vec4<f32>(s[n], s[n + COLUMNS], s[n + 2u * COLUMNS], s[n + 3u * COLUMNS]);
             //#for n EACH
-            x_$n$ += dot(qkv[row_$n$ + at_k + d], column);
-            y_$n$ += dot(qkv[row_$n$ + at_q + d], column);
+            //#if CHANNEL
+            let kept_$n$ = column * fades[until + (mine + $n$u) * DK / 4u + d];
+            //#else
+            let kept_$n$ = column;
+            //#endif
+            x_$n$ += dot(qkv[row_$n$ + at_k + d], kept_$n$);
+            y_$n$ += dot(qkv[row_$n$ + at_q + d], kept_$n$);
             //#endfor
         }
         //#for n EACH
@@ -115,7 +130,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let by = of_table(vectors + 2u * ROWS / 4u, i) * u[i * COLUMNS + c];
             let from_ = (row + i) * CHANNELS + at_k;
             //#for n QUADS
+            //#if CHANNEL
+            add_$n$ += qkv[from_ + key_$n$] * fades[from_row + i * DK / 4u + key_$n$] * by;
+            //#else
             add_$n$ += qkv[from_ + key_$n$] * by;
+            //#endif
             //#endfor
         }
         let kept = of_table(vectors + 3u * ROWS / 4u, 0u);
@@ -123,7 +142,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if (team + $n$u * TEAMS < DK / 4u) {
             for (var n = 0u; n < 4u; n++) {
                 let d = (4u * key_$n$ + n) * COLUMNS + c;
+                //#if CHANNEL
+                s[d] = fma(fades[until + (rows - 1u) * DK / 4u + key_$n$][n], s[d], add_$n$[n]);
+                //#else
                 s[d] = fma(kept, s[d], add_$n$[n]);
+                //#endif
             }
         }
         //#endfor

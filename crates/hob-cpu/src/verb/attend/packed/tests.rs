@@ -16,7 +16,7 @@ fn classes() -> impl Iterator<Item = Isa> {
 
 /// K part and V part of a block of seeded vectors, some of them 0.
 fn parts(format: KvFormat, head_dim: usize, edge: Edge) -> [GuardedBuf; 2] {
-    let spec = PageSpec { kv_heads: 1, head_dim, k: format, v: format, first: false };
+    let spec = PageSpec { kv_heads: 1, head_dim, k: format, v: format, first: false, latent: None };
     let mut page = vec![0u8; spec.page_bytes()];
     let mut values = Rng::new(11).normal_vec(BLOCK_POSITIONS * head_dim, 3.0);
     values[5 * head_dim..6 * head_dim].fill(0.0);

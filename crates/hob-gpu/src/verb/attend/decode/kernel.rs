@@ -41,11 +41,25 @@ pub struct Fused {
     pub interleaved: bool,
 }
 
-/// What the kernel adds when a sequence is one split.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Whole {
-    pub sinks: bool,
-    pub int8: bool,
+impl Fused {
+    /// For a key: 0 is no fusion.
+    pub fn bits(self) -> u32 {
+        1 + 2 * u32::from(self.norms) + 4 * u32::from(self.rotates) + 8 * u32::from(self.interleaved)
+    }
+}
+
+/// What both kernels read, in the order of the bindings: arguments, q, pages, and new rows with all that belongs to them.
+pub fn inputs(layout: &Layout, fused: Option<Fused>) -> Vec<(&'static str, Access)> {
+    let pages = if fused.is_some() { Access::Write } else { Access::Read };
+    let mut all = vec![("AT_ARGUMENTS", Access::Read), ("AT_Q", Access::Read), ("AT_PAGES", pages)];
+    all.extend(layout.first.then_some(("AT_FIRST", pages)));
+    if let Some(fused) = fused {
+        all.extend(["AT_K", "AT_V"].map(|name| (name, Access::Read)));
+        let norms = ["AT_Q_NORM", "AT_K_NORM"].into_iter().filter(|_| fused.norms);
+        all.extend(norms.map(|name| (name, Access::Read)));
+        all.extend(fused.rotates.then_some(("AT_FREQS", Access::Read)));
+    }
+    all
 }
 
 /// Subgroups: the fewest lanes of one; `None` where kernels do without.
@@ -65,7 +79,6 @@ pub struct Variant {
     pub blocks: usize,
     pub cap: bool,
     pub fused: Option<Fused>,
-    pub whole: Option<Whole>,
     pub subgroups: Subgroups,
 }
 
@@ -180,18 +193,14 @@ impl Variant {
             vectors += if layout.v == Stored::Q8 { 4 * self.tasks() } else { self.tasks() };
         }
         let fresh = if self.fused.is_some() { 16 * dim + 32 * self.lanes + dim / 2 + 16 } else { 0 };
-        let result = self.whole.map_or(0, |w| 16 * fours * dim + if w.int8 { 8 * fours * dim } else { 0 });
-        16 * vectors + fresh + result
+        16 * vectors + fresh
     }
 
     pub fn key(&self) -> KernelKey {
         let [shape, formats] = self.layout.key();
-        let fused = self.fused.map_or(0, |f| {
-            1 + 2 * u32::from(f.norms) + 4 * u32::from(f.rotates) + 8 * u32::from(f.interleaved)
-        });
-        let whole = self.whole.map_or(0, |w| 1 + 2 * u32::from(w.sinks) + 4 * u32::from(w.int8));
+        let fused = self.fused.map_or(0, Fused::bits);
         let sizes = (self.fours << 24 | self.blocks << 16 | self.lanes) as u32;
-        let rules = fused << 8 | whole << 4 | u32::from(self.cap);
+        let rules = fused << 8 | u32::from(self.cap);
         KernelKey { name: "attend few", params: [shape, formats, sizes, rules, self.group as u32, 0, 0, 0] }
     }
 
@@ -287,25 +296,8 @@ impl Variant {
 
     /// What is bound, in order.
     fn bindings(&self) -> Vec<(&'static str, Access)> {
-        let pages = if self.fused.is_some() { Access::Write } else { Access::Read };
-        let mut all = vec![("AT_RESULT", Access::Write)];
-        match self.whole {
-            None => all.push(("AT_BOUNDS", Access::Write)),
-            Some(Whole { sinks, int8 }) => {
-                all.extend(
-                    [("AT_CODES", Access::Write), ("AT_META", Access::Write)].into_iter().filter(|_| int8),
-                );
-                all.extend(sinks.then_some(("AT_SINKS", Access::Read)));
-            }
-        }
-        all.extend([("AT_ARGUMENTS", Access::Read), ("AT_Q", Access::Read), ("AT_PAGES", pages)]);
-        all.extend(self.layout.first.then_some(("AT_FIRST", pages)));
-        if let Some(fused) = self.fused {
-            all.extend(["AT_K", "AT_V"].map(|name| (name, Access::Read)));
-            let norms = ["AT_Q_NORM", "AT_K_NORM"].into_iter().filter(|_| fused.norms);
-            all.extend(norms.map(|name| (name, Access::Read)));
-            all.extend(fused.rotates.then_some(("AT_FREQS", Access::Read)));
-        }
+        let mut all = vec![("AT_RESULT", Access::Write), ("AT_BOUNDS", Access::Write)];
+        all.extend(inputs(&self.layout, self.fused));
         all
     }
 
@@ -313,15 +305,11 @@ impl Variant {
     fn whole_template(&self) -> Template {
         let layout = &self.layout;
         let fused = self.fused.unwrap_or(Fused { norms: false, rotates: false, interleaved: false });
-        let whole = self.whole.unwrap_or(Whole { sinks: false, int8: false });
         let span = 1usize << self.dim().trailing_zeros();
         let (at_once, turns) = self.four_turns();
         let [shared, weights] = self.shared();
         self.template(Kind::Rest)
             .flag("NEW", self.fused.is_some())
-            .flag("WHOLE", self.whole.is_some())
-            .flag("SINKS", whole.sinks)
-            .flag("INT8", whole.int8)
             .flag("NORMS", fused.norms)
             .flag("ROTATES", fused.rotates)
             .flag("INTERLEAVED", fused.interleaved)
@@ -355,8 +343,6 @@ impl Variant {
             .value("WEIGHTS", weights)
             .value("W_CODES", 4 * self.tasks())
             .value("W_TASKS", self.tasks())
-            .value("RESULT", 4 * self.fours * self.dim())
-            .value("WORDS", self.fours * self.dim())
     }
 
     pub fn source(&self) -> Source {
@@ -382,8 +368,7 @@ impl Variant {
             .piece("v_names", V_NAMES)
             .piece("v_fetch", V_FETCH)
             .piece("v_loads", self.loads(false))
-            .piece("values", self.kinds(false, VALUES))
-            .piece("finish", FINISH);
+            .piece("values", self.kinds(false, VALUES));
         if write {
             template = template.piece("encode", encoders(&self.layout, 1, self.lanes));
         }
@@ -397,9 +382,11 @@ impl Variant {
 /// What the merging kernel is specialised by.
 #[derive(Copy, Clone, Debug)]
 pub struct Merge {
+    /// Of V.
     pub head_dim: usize,
-    /// Whether V is stored rotated.
+    /// Whether V is stored rotated, and in blocks of how many dimensions.
     pub rotated: bool,
+    pub span: usize,
     pub sinks: bool,
     pub int8: bool,
     /// Most splits of a row.
@@ -412,13 +399,13 @@ impl Merge {
         let flags = [self.rotated, self.sinks, self.int8].map(u32::from);
         KernelKey {
             name: "merge attention",
-            params: [self.head_dim as u32, flags[0], flags[1], flags[2], 0, 0, 0, 0],
+            params: [self.head_dim as u32, flags[0], flags[1], flags[2], self.span as u32, 0, 0, 0],
         }
     }
 
     pub fn source(&self) -> Source {
         let wide = self.head_dim.min(256);
-        let span = 1usize << self.head_dim.trailing_zeros();
+        let span = self.span;
         let next = 4 + usize::from(self.sinks);
         let wgsl = Template::new()
             .flag("SINKS", self.sinks)

@@ -21,7 +21,7 @@ fn with_cuts(plain: Variant) -> Vec<Variant> {
 
 /// Every variant of a shape, as a device with everything or with nothing would run it.
 fn variants(head_dim: usize, group: usize, k: KvFormat, v: KvFormat) -> Vec<Variant> {
-    let spec = PageSpec { kv_heads: 2, head_dim, k, v, first: false };
+    let spec = PageSpec { kv_heads: 2, head_dim, k, v, first: false, latent: None };
     let mut all = Vec::new();
     for exact in [false, true] {
         for (capped, sinks, half) in [(false, false, true), (true, true, false), (true, true, true)] {
@@ -156,7 +156,7 @@ impl Case {
     /// The pages of every sequence, filled.
     fn tables(&self, gpu: &mut Gpu) -> Result<Vec<Vec<Page>>> {
         let Case { head_dim, k, v, .. } = *self;
-        let spec = PageSpec { kv_heads: KV_HEADS, head_dim, k, v, first: false };
+        let spec = PageSpec { kv_heads: KV_HEADS, head_dim, k, v, first: false, latent: None };
         let rest = gpu.alloc_pages(&spec, 4)?;
         let first = if spec.has_first() { gpu.alloc_pages(&spec.of_page(0), 2)? } else { rest };
         let (mut tables, mut next) = (Vec::new(), 4);

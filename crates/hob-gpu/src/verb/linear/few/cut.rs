@@ -29,7 +29,9 @@ pub(super) struct Cut {
     pub spans: usize,
 }
 
-/// A cut that somebody wants to measure, in place of the rule's. All are powers of two.
+/// A cut that somebody wants to measure, in place of the rule's. All are powers of two. Hidden: only `examples/gemv.rs`,
+/// which the rule's figures come from, and a test of all cuts have a use for it.
+#[doc(hidden)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FewCut {
     /// Lanes of a workgroup, and of the team that makes an output.
@@ -51,6 +53,7 @@ impl Gpu {
     ///
     /// # Errors
     /// A cut that this device cannot run.
+    #[doc(hidden)]
     pub fn want_few_cut(&mut self, cut: Option<FewCut>) -> Result<()> {
         if let Some(cut) = cut {
             let facts = self.facts();
@@ -71,6 +74,7 @@ impl Gpu {
     }
 
     /// How the last product of few rows was cut.
+    #[doc(hidden)]
     pub fn last_few_cut(&self) -> Option<FewCut> {
         self.few_cuts.last
     }
@@ -115,6 +119,12 @@ struct Busy {
 const LARGE: Busy = Busy { lanes: 3 << 15, groups: 192 };
 const SMALL: Busy = Busy { lanes: 1 << 14, groups: 16 };
 
+/// Blocks of a row of gate and up from which a whole workgroup shares it, four rows of each at a time: those of 28672 x 8192
+/// take an H100 104.7 us with 128/128 x 4, 108.1 with 128/16 x 2, 115.1 with 512/16 x 1. Products of q, k and v gain as much
+/// so by themselves (10240 x 8192: 19.7 us with 128/128 x 1, 22.2 with 256/16 x 1), but nothing where their norm is folded:
+/// every workgroup sums the squares.
+const LONG_BLOCKS: usize = 256;
+
 /// Figures behind it are of an H100 (Q4_0, one column, the pause of 2.4 us between dispatches in it; lanes/team x rows).
 /// Teams of 16 are best where they are enough lanes: gate and up of 12288 x 4096 take 26.9 us with 512/16 x 1, 28.3 with
 /// 256/16 x 2, 29.8 with 512/32 x 1; three products of 6144 x 4096 at best 10.3 us with teams of 16, 10.7 of 32, 14.0 of
@@ -140,7 +150,11 @@ fn by_rule(kind: &Kind, height: usize, columns: usize, facts: &AdapterFacts) -> 
     if kind.blocks_out && !kind.gated() && !facts.software {
         return of_whole_blocks(kind, outputs, columns, facts);
     }
-    let busy = if facts.integrated || facts.software { SMALL } else { LARGE };
+    let small = facts.integrated || facts.software;
+    if kind.gated() && columns == 1 && kind.blocks() >= LONG_BLOCKS && !small && !kind.exact {
+        return FewCut { lanes: 128, team: 128, rows: 4 };
+    }
+    let busy = if small { SMALL } else { LARGE };
     let mut team = 16;
     while team < 64 && outputs * team < busy.lanes && 4 * team <= kind.blocks() {
         team *= 2;

@@ -10,7 +10,6 @@ use hob_quant::Format;
 use wgpu::naga;
 
 use super::{Spec, Tile, Way};
-use crate::context::adapters;
 use crate::weights::Part;
 use crate::{Gpu, GpuConfig};
 
@@ -117,12 +116,7 @@ fn in_parts(gpu: &mut Gpu, cuts: &[usize]) -> Weight {
 }
 
 fn open() -> Option<Gpu> {
-    let software = adapters().iter().position(|a| a.software);
-    let chosen = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).or(software);
-    if chosen.is_none() {
-        println!("skipped: no GPU adapter here, not even a software one (Debian: mesa-vulkan-drivers)");
-    }
-    Some(Gpu::open(&GpuConfig { adapter: chosen?, ..Default::default() }).unwrap())
+    Some(Gpu::open(&GpuConfig { adapter: crate::test_adapter()?, ..Default::default() }).unwrap())
 }
 
 fn uploaded(gpu: &mut Gpu, seed: usize, rows: usize, cols: usize) -> Buf {

@@ -260,8 +260,8 @@ fn page(
     index: usize,
 ) -> Vec<f32> {
     let (isa, dim) = (Isa::best(), tile.head_dim);
-    let mut memory = vec![0f32; Memory::floats(tile.rows, dim)];
-    let mut memory = Memory::split(&mut memory, tile);
+    let mut memory = vec![0f32; Memory::floats(tile.rows, spec)];
+    let mut memory = Memory::split(&mut memory, tile, spec.latent);
     tile.ask(isa, kernels, spec, |t| &q[t * dim..][..dim], &mut memory);
     let view = View {
         kv,
@@ -273,7 +273,7 @@ fn page(
     };
     let cuts = tile.cuts(Form::choose(isa, dim));
     let asked = Asked { floats: memory.q, packed: &memory.queries, cuts: &cuts };
-    tile.page(Form::choose(isa, dim), asked, &view, memory.scores, memory.part);
+    tile.page(Form::choose(isa, dim), asked, &view, &mut memory.room, memory.part);
     let part = tile.partial(memory.part);
     let rows = (0..tile.rows).filter(|&t| !tile.seen(t, index).is_empty());
     rows.flat_map(|t| [&part.max[t..t + 1], &part.sum[t..t + 1], &part.acc[t * dim..(t + 1) * dim]].concat())
@@ -294,8 +294,8 @@ fn pages_are_those_of_the_portable_kernels_for_any_rows_and_windows() {
             (40, 2, 250, Some(100)),
             (96, 8, 256, None),
         ] {
-            let spec = PageSpec { kv_heads: 1, head_dim: 64, k, v, first: false };
-            let tile = Tile { rows, group, position, window, head_dim: 64 };
+            let spec = PageSpec { kv_heads: 1, head_dim: 64, k, v, first: false, latent: None };
+            let tile = Tile { rows, group, position, window, head_dim: 64, value_dim: 64 };
             let q = rng.normal_vec(rows * 64, 1.0);
             let kv = parts(&mut rng, &spec);
             for index in tile.pages() {
