@@ -53,6 +53,7 @@ pub struct Routing {
 ///
 /// Selection is by probability plus `bias`, the weights are without it; equal ranks go to the lowest id. A logit that
 /// is NaN ranks last and, if selected all the same, has a NaN weight.
+#[derive(Copy, Clone, Debug)]
 pub struct Route {
     /// `[>= rows, experts]`
     pub logits: Buf,
@@ -74,6 +75,7 @@ pub struct Route {
 ///
 /// Numerics: every product is that of `linear`, and a bias is added to it as there; the terms of a row are added to `out` (or to 0) one after the other,
 /// `out = out + w * y`, so that neither batch nor threads change a bit.
+#[derive(Copy, Clone, Debug)]
 pub struct Experts {
     /// `[>= rows, dim]`
     pub x: Buf,

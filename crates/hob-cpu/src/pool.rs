@@ -9,12 +9,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use watch::{Verdict, Watch};
 
 /// Pauses before a waiting worker parks: tens of microseconds, longer than the gap between two verbs.
 const SPINS: u32 = 2000;
+/// The same where jobs were seen to come a while apart, as they do when every layer's rows cross to a GPU and back. What it
+/// gains there was not measured by itself.
+const PATIENT_SPINS: u32 = 16 * SPINS;
+/// A job that comes so soon after a worker parked was worth waiting for.
+const SOON: Duration = Duration::from_micros(500);
 /// Pools beyond this many threads never do without one: the set of threads is one 32-bit mask.
 const MOST_MASKED: usize = 32;
 
@@ -206,8 +211,9 @@ impl Drop for Pool {
 
 fn worker(shared: &Shared, index: usize) {
     let mut seen = 0u32;
+    let mut patience = SPINS;
     loop {
-        let now = wait(shared, index, seen);
+        let now = wait(shared, index, seen, &mut patience);
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
@@ -233,8 +239,9 @@ fn worker(shared: &Shared, index: usize) {
     }
 }
 
-/// Waits for a job other than number `seen` and returns its epoch. A worker that was left out parks at once.
-fn wait(shared: &Shared, index: usize, seen: u32) -> u64 {
+/// Waits for a job other than number `seen` and returns its epoch. A worker that was left out parks at once, others after
+/// `patience` pauses, which become more or fewer by what a wait teaches.
+fn wait(shared: &Shared, index: usize, seen: u32, patience: &mut u32) -> u64 {
     let mut spins = 0u32;
     loop {
         let now = shared.epoch.load(Ordering::SeqCst);
@@ -242,15 +249,17 @@ fn wait(shared: &Shared, index: usize, seen: u32) -> u64 {
             return now;
         }
         spins += 1;
-        if spins < SPINS && takes_part(now as u32, index) {
+        if spins < *patience && takes_part(now as u32, index) {
             std::hint::spin_loop();
             continue;
         }
+        let start = Instant::now();
         shared.parked[index].store(true, Ordering::SeqCst);
         if (shared.epoch.load(Ordering::SeqCst) >> 32) as u32 == seen && !shared.stop.load(Ordering::SeqCst) {
             std::thread::park();
         }
         shared.parked[index].store(false, Ordering::SeqCst);
+        *patience = if start.elapsed() < SOON { PATIENT_SPINS } else { SPINS };
         spins = 0;
     }
 }

@@ -12,7 +12,7 @@ use crate::act::{Act, Acts};
 use crate::cache::Cache;
 use crate::context::Context;
 use crate::pages::Pages;
-use crate::stream::{BufferId, Fetch, Stream};
+use crate::stream::{BufferId, Stream};
 use crate::verb::attend::Splits;
 use crate::verb::compressed::select::Scores;
 use crate::verb::delta::chunked::Tables;
@@ -35,7 +35,7 @@ pub struct GpuConfig {
     pub cache: Option<PathBuf>,
 }
 
-/// Read-backs under way at once in [`Compute::download_all`]: more than any verb asks for.
+/// Parts of one read-back in [`Compute::download_all`]: more than any verb asks for.
 const TOGETHER: usize = 8;
 
 /// A GPU.
@@ -59,6 +59,9 @@ pub struct Gpu {
     pub(crate) splits: Splits,
     pub(crate) turned: crate::verb::attend::Turned,
     pub(crate) few_cuts: Cuts,
+    /// Whether mixtures of many rows compute cooperative tiles lane by lane.
+    #[cfg(test)]
+    pub(crate) expert_lanes: bool,
 }
 
 impl Gpu {
@@ -97,6 +100,8 @@ impl Gpu {
             splits: Splits::default(),
             turned: crate::verb::attend::Turned::default(),
             few_cuts: Cuts::default(),
+            #[cfg(test)]
+            expert_lanes: false,
         })
     }
 
@@ -118,14 +123,6 @@ impl Gpu {
     /// Kernels, buffers and bind groups made and dispatches and submits done so far.
     pub fn counters(&self) -> crate::Counters {
         self.stream.counters()
-    }
-
-    /// Starts a read-back of floats from the start of a row on.
-    fn start_download(&mut self, src: Buf, row: usize, floats: usize) -> Result<Fetch> {
-        self.enter("download", &[src], &[])?;
-        let act = self.acts.get("download", src)?;
-        let span = check::span("download", act.shape, row, floats)?;
-        self.stream.fetch(act.rows, 4 * span.start as u64, 4 * floats)
     }
 
     /// Keeps what was compiled for the next start.
@@ -190,31 +187,24 @@ impl Compute for Gpu {
         self.enter("download", &[], &[])?;
         let mut rest = out;
         for parts in parts.chunks(TOGETHER) {
-            let mut under_way: [Option<(Fetch, usize)>; TOGETHER] = Default::default();
-            let mut done = Ok(());
-            for (slot, &(src, row, floats)) in under_way.iter_mut().zip(parts) {
-                match self.start_download(src, row, floats) {
-                    Ok(fetch) => *slot = Some((fetch, floats)),
-                    Err(e) => {
-                        done = Err(e);
-                        break;
-                    }
-                }
+            let mut wanted = [(BufferId::default(), 0, 0); TOGETHER];
+            let mut floats = 0;
+            for (slot, &(src, row, count)) in wanted.iter_mut().zip(parts) {
+                self.enter("download", &[src], &[])?;
+                let act = self.acts.get("download", src)?;
+                let span = check::span("download", act.shape, row, count)?;
+                *slot = (act.rows, 4 * span.start as u64, 4 * count);
+                floats += count;
             }
-            for (fetch, floats) in under_way.into_iter().flatten() {
-                match std::mem::take(&mut rest).split_at_mut_checked(floats).filter(|_| done.is_ok()) {
-                    Some((part, behind)) => {
-                        rest = behind;
-                        done = self.stream.wait(fetch, bytemuck::cast_slice_mut(part));
-                    }
-                    None => {
-                        self.stream.forget(fetch);
-                        let problem = || ComputeError::shape("download", "room for every part", "less");
-                        done = done.and_then(|()| Err(problem()));
-                    }
-                }
+            let found = rest.len();
+            let Some((these, behind)) = std::mem::take(&mut rest).split_at_mut_checked(floats) else {
+                return Err(ComputeError::shape("download", format!("room for {floats} floats"), found));
+            };
+            rest = behind;
+            if floats > 0 {
+                let fetch = self.stream.fetch_all(&wanted[..parts.len()])?;
+                self.stream.wait(fetch, bytemuck::cast_slice_mut(these))?;
             }
-            done?;
         }
         Ok(())
     }
@@ -346,12 +336,13 @@ impl Compute for Gpu {
     fn route(&mut self, args: &Route) -> Result<()> {
         let reads = [args.logits, args.chosen.unwrap_or(args.logits)];
         self.enter("route", &reads, &[args.out])?;
-        self.run_route(args)
+        self.route_or_hold(args)
     }
 
     fn experts(&mut self, args: &Experts) -> Result<()> {
-        self.enter("experts", &[args.x, args.routes], &[args.hidden, args.out])?;
-        self.run_experts(args)
+        let route = self.take_route(args);
+        self.enter_experts(args)?;
+        self.run_experts(args, route.as_ref())
     }
 
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {

@@ -40,7 +40,7 @@ const READ_PIECE: usize = 16 << 20;
 pub const MOST_BINDINGS: usize = 16;
 
 /// Names a device buffer.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(u32);
 
 /// Names a kernel of a stream.
@@ -427,12 +427,25 @@ impl Stream {
     /// # Errors
     /// What went wrong on the device since the last call.
     pub fn fetch(&mut self, from: BufferId, offset: u64, bytes: usize) -> Result<Fetch> {
+        self.fetch_all(&[(from, offset, bytes)])
+    }
+
+    /// As [`Stream::fetch`] for several parts, which arrive one behind the other, in one submit.
+    ///
+    /// # Errors
+    /// What went wrong on the device since the last call.
+    pub fn fetch_all(&mut self, parts: &[(BufferId, u64, usize)]) -> Result<Fetch> {
         self.context.check()?;
         let made = self.fetches.made;
+        let bytes = parts.iter().map(|part| part.2).sum();
         let (fetch, target) = self.fetches.take(&self.context, bytes)?;
-        let source = self.buffers[from.0 as usize].as_ref().expect("its owner lives");
         let open = self.open.get_or_insert_with(|| Open::new(&self.context.device));
-        open.encoder().copy_buffer_to_buffer(source, offset, target, 0, bytes as u64);
+        let mut at = 0;
+        for &(from, offset, bytes) in parts {
+            let source = self.buffers[from.0 as usize].as_ref().expect("its owner lives");
+            open.encoder().copy_buffer_to_buffer(source, offset, target, at, bytes as u64);
+            at += bytes as u64;
+        }
         self.counters.buffers += self.fetches.made - made;
         match self.submit() {
             Ok(index) => {

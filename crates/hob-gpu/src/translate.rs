@@ -248,6 +248,64 @@ fn compressed(gpu: &mut Gpu) -> Result<()> {
     Ok(())
 }
 
+/// Mixtures of one row between norms: routed on the way, on rows that lack their factor, ending with the next norm.
+fn mixed_layers(gpu: &mut Gpu) -> Result<()> {
+    let (norm, rows, top_k) = (vector(gpu, WIDTH), 1, 2);
+    let [x, h, n] = [gpu.alloc(16, WIDTH)?, gpu.alloc(16, WIDTH)?, gpu.alloc(16, WIDTH)?];
+    let (logits, routes, hidden) = (gpu.alloc(16, 8)?, gpu.alloc(16, 4)?, gpu.alloc(32, WIDTH)?);
+    for format in [Format::Q4_0, Format::Q4K, Format::F16] {
+        let [o, router] = [WIDTH, 8].map(|rows| load(gpu, WeightKind::Matrix, format, rows, WIDTH));
+        let kind = WeightKind::Experts { count: 8 };
+        let [gate, up, down] = [0; 3].map(|_| load(gpu, kind, format, 8 * WIDTH, WIDTH));
+        let all = [Gating::Softmax, Gating::Sigmoid, Gating::SoftmaxSelected, Gating::SqrtSoftplus];
+        for gating in all.into_iter().take(if format == Format::Q4_0 { 4 } else { 1 }) {
+            let rule = Routing { top_k, gating, normalize: Some(0.0), scale: 1.0, groups: None };
+            // The second time, n has the form that its readers multiply.
+            for _ in 0..2 {
+                let linear = |gpu: &mut Gpu, x, weight, out, combine| {
+                    let products = &[Product { weight, bias: None, out }];
+                    gpu.linear(&Linear { x, first_row: 0, rows, products, combine })
+                };
+                let norm = Norm { x: h, rows, groups: 1, weight: norm, eps: 1e-6, out: n };
+                linear(gpu, x, o, h, Combine::Add)?;
+                gpu.norm(&norm)?;
+                linear(gpu, n, router, logits, Combine::Store)?;
+                gpu.route(&Route {
+                    logits,
+                    rows,
+                    rule,
+                    bias: None,
+                    scales: None,
+                    chosen: None,
+                    out: routes,
+                })?;
+                let (biases, add, out) = (None, true, h);
+                let gated = format != Format::Q4K;
+                let activation = if gated { Activation::Silu } else { Activation::ReluSquared };
+                let gate = gated.then_some(gate);
+                let args = Experts {
+                    x: n,
+                    rows,
+                    routes,
+                    top_k,
+                    gate,
+                    up,
+                    down,
+                    biases,
+                    activation,
+                    hidden,
+                    out,
+                    add,
+                };
+                gpu.experts(&args)?;
+                gpu.norm(&norm)?;
+                linear(gpu, n, router, logits, Combine::Store)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn deltas(gpu: &mut Gpu) -> Result<()> {
     for (key_dim, value_dim, sharing) in
         [(128, 128, KeyHeads::Tiled), (16, 48, KeyHeads::Grouped), (256, 64, KeyHeads::Tiled)]
@@ -421,6 +479,7 @@ fn every_kernel_translates_to_metal_and_dx12() {
                 linears,
                 folds,
                 mixtures,
+                mixed_layers,
                 deltas,
                 state_spaces,
                 compressed,
@@ -478,6 +537,8 @@ fn every_kernel_translates_to_metal_and_dx12() {
         "heads",
         "join",
         "latent rows",
+        "expert down, norm",
+        "expert sort",
     ] {
         assert!(names.contains(name), "no kernel {name} among {names:?}");
     }

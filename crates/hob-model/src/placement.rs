@@ -4,6 +4,7 @@
 use hob_compute::WeightKind;
 use hob_quant::Format;
 
+use crate::config::{LayerConfig, Mixer};
 use crate::info::{buffer_rows, file_bytes, state_step_bytes, used};
 use crate::needs::{Group, Rows, Section};
 use crate::{Layout, ModelInfo, Slot};
@@ -92,6 +93,51 @@ impl ModelInfo {
         let layers = self.config.layers.iter().enumerate().filter(|(i, _)| placement.layer(*i) == device);
         let mixing = layers.map(|(_, l)| l.mixing_macs(self.config.dim, position));
         products.sum::<u64>() + mixing.sum::<u64>()
+    }
+
+    /// Of [`ModelInfo::device_bytes_per_token`], those of routed experts.
+    pub fn device_expert_bytes_per_token(&self, placement: &Placement, device: usize) -> u64 {
+        let here = self.slots().filter(|(slot, _)| self.device_of(slot, placement) == device);
+        let experts = here.filter(|(slot, _)| matches!(slot.kind, WeightKind::Experts { .. }));
+        experts.map(|(slot, format)| self.step_bytes(slot, format)).sum()
+    }
+
+    /// Of [`ModelInfo::device_macs_per_token`], those of routed experts.
+    pub fn device_expert_macs_per_token(&self, placement: &Placement, device: usize) -> u64 {
+        let here = self.slots().filter(|(slot, _)| self.device_of(slot, placement) == device);
+        let macs = |(slot, _): (&Slot, Format)| match slot.kind {
+            WeightKind::Experts { count } => {
+                (slot.rows / count.max(1)) as u64 * slot.cols as u64 * used(slot)
+            }
+            _ => 0,
+        };
+        here.map(macs).sum()
+    }
+
+    /// Stages of a decode step that device `device` does in its layers, each of which waits for the one before: what a
+    /// GPU spends a dispatch on.
+    pub fn device_stages(&self, placement: &Placement, device: usize) -> usize {
+        let stages = |(i, layer): (usize, &LayerConfig)| {
+            let here = placement.layer(i) == device;
+            // q, k and v; attention; what is added to the stream. Latents and the state of a recurrent layer take more.
+            let mixes = match layer.mixer {
+                Mixer::Attention => 3,
+                Mixer::None => 0,
+                _ => 5,
+            };
+            let Some(experts) = &layer.experts else {
+                let block = if layer.single && layer.mixer != Mixer::None { 0 } else { 2 };
+                return if here { mixes + block } else { 0 };
+            };
+            let mixed = placement.experts(i) == device;
+            // Gate and up, and down; those of the expert that all rows pass, and its sum; the norms, where no product
+            // takes them along.
+            let shared = if experts.shared.is_some() { 4 } else { 0 };
+            let apart = if mixed && shared == 0 { 0 } else { 2 };
+            let routed = if mixed { 2 } else { 0 };
+            if here { mixes + 1 + shared + apart + routed } else { routed }
+        };
+        self.config.layers.iter().enumerate().map(stages).sum()
     }
 
     /// Where the rows of a step change the device, in the order of the step.

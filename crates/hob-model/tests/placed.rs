@@ -167,6 +167,11 @@ fn each_device_holds_what_the_footprint_says() {
         assert_eq!(info.footprint(&layout).total, parts[0] + parts[1], "{what}");
         let bytes = [0, 1].map(|d| info.device_bytes_per_token(100, &layout, d));
         assert_eq!(bytes[0] + bytes[1], info.bytes_per_token(100, &layout.kv), "{what}");
+        let (split, whole) = (&layout.placement, &Placement::default());
+        let macs = [0, 1].map(|d| info.device_expert_macs_per_token(split, d));
+        assert_eq!(macs[0] + macs[1], info.device_expert_macs_per_token(whole, 0), "{what}");
+        let stages = [0, 1].map(|d| info.device_stages(split, d));
+        assert!(stages[0] + stages[1] >= info.device_stages(whole, 0), "{what}");
         model.unload(&mut dev).expect("unloaded");
     }
     assert_eq!(Placement::whole(layers, 1).devices(), 2);

@@ -37,6 +37,12 @@ pub trait Sizes {
     fn device_bytes_per_token(&self, position: usize, layout: &Layout, device: usize) -> u64;
     /// Multiply-adds of one token that device `device` does.
     fn device_macs_per_token(&self, position: usize, placement: &Placement, device: usize) -> u64;
+    /// Of [`Sizes::device_bytes_per_token`], those of routed experts.
+    fn device_expert_bytes_per_token(&self, placement: &Placement, device: usize) -> u64;
+    /// Of [`Sizes::device_macs_per_token`], those of routed experts.
+    fn device_expert_macs_per_token(&self, placement: &Placement, device: usize) -> u64;
+    /// Stages of a decode step, one behind the other, that device `device` does in its layers.
+    fn device_stages(&self, placement: &Placement, device: usize) -> usize;
     /// Where the rows of a step change the device.
     fn crossings(&self, placement: &Placement) -> Vec<Crossing>;
     /// Bytes of the largest pool of pages.
@@ -89,6 +95,18 @@ impl Sizes for ModelInfo {
 
     fn device_macs_per_token(&self, position: usize, placement: &Placement, device: usize) -> u64 {
         self.device_macs_per_token(position, placement, device)
+    }
+
+    fn device_expert_bytes_per_token(&self, placement: &Placement, device: usize) -> u64 {
+        self.device_expert_bytes_per_token(placement, device)
+    }
+
+    fn device_expert_macs_per_token(&self, placement: &Placement, device: usize) -> u64 {
+        self.device_expert_macs_per_token(placement, device)
+    }
+
+    fn device_stages(&self, placement: &Placement, device: usize) -> usize {
+        self.device_stages(placement, device)
     }
 
     fn crossings(&self, placement: &Placement) -> Vec<Crossing> {

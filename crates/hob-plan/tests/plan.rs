@@ -95,6 +95,18 @@ impl Sizes for Known {
         self.macs_per_token(position) * n / LAYERS as u64
     }
 
+    fn device_expert_bytes_per_token(&self, _: &Placement, _: usize) -> u64 {
+        0
+    }
+
+    fn device_expert_macs_per_token(&self, _: &Placement, _: usize) -> u64 {
+        0
+    }
+
+    fn device_stages(&self, placement: &Placement, device: usize) -> usize {
+        5 * (0..LAYERS).filter(|&i| placement.layer(i) == device).count()
+    }
+
     fn crossings(&self, placement: &Placement) -> Vec<Crossing> {
         let mut at = placement.embed;
         let mut found = Vec::new();

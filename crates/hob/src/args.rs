@@ -284,6 +284,9 @@ pub struct BenchArgs {
     /// Random weights of a known shape instead of a file, such as qwen3-1.7b:q4_k_m (`help` lists shapes and types)
     #[arg(long, value_name = "SHAPE:TYPE")]
     pub synth: Option<String>,
+    /// Only the first layers of the shape
+    #[arg(long, value_name = "N", requires = "synth")]
+    pub layers: Option<usize>,
     /// Thread counts, such as 1,2 [default: one per usable core]
     #[arg(short, long, value_name = "N", value_delimiter = ',')]
     pub threads: Vec<usize>,

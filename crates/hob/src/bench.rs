@@ -33,8 +33,12 @@ pub fn bench(house: &House, args: &BenchArgs) -> Result<i32> {
     }
     match &args.synth {
         Some(text) => {
-            let synth =
-                Synth::parse(text).and_then(Synth::runnable).map_err(|e| UsageError(e.to_string()))?;
+            let cut = |synth: Synth| match args.layers {
+                Some(layers) => synth.with_layers(layers),
+                None => Ok(synth),
+            };
+            let synth = Synth::parse(text).and_then(Synth::runnable).and_then(cut);
+            let synth = synth.map_err(|e| UsageError(e.to_string()))?;
             let info = synth.info()?;
             let kv = formats(args, || {
                 let what = "auto goes by a prompt, and made-up weights read none; name formats such as q8,q4";

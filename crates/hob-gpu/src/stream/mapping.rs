@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use hob_compute::{ComputeError, Result};
 
@@ -13,6 +14,10 @@ pub(super) const WAITING: u8 = 0;
 pub(super) const MAPPED: u8 = 1;
 /// Mapping was refused.
 const REFUSED: u8 = 2;
+
+/// How long the host looks again and again before it sleeps until the device is done: where a layer's rows cross to the
+/// host and back, being woken takes as long as all the rest.
+const SPIN: Duration = Duration::from_micros(300);
 
 /// A buffer with a usage of its own.
 ///
@@ -51,6 +56,17 @@ pub(super) fn ask(buffer: &wgpu::Buffer, mode: wgpu::MapMode, state: &Arc<Atomic
 /// # Errors
 /// What went wrong on the device.
 pub(super) fn wait(context: &Context, state: &AtomicU8, index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+    if state.load(Ordering::Acquire) == MAPPED {
+        return Ok(());
+    }
+    let start = Instant::now();
+    while start.elapsed() < SPIN {
+        context.poll(wgpu::PollType::Poll)?;
+        if state.load(Ordering::Acquire) != WAITING {
+            break;
+        }
+        std::hint::spin_loop();
+    }
     if state.load(Ordering::Acquire) == MAPPED {
         return Ok(());
     }

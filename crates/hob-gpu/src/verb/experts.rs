@@ -3,9 +3,11 @@
 
 mod few;
 pub(crate) mod many;
+#[cfg(test)]
+mod tests;
 
 use hob_compute::check::mixture::{self as check, ExpertBufs, ExpertShapes};
-use hob_compute::{Activation, Experts, Result, WeightKind};
+use hob_compute::{Activation, Experts, Result, Route, WeightKind};
 use hob_quant::Format;
 
 use crate::Gpu;
@@ -13,6 +15,7 @@ use crate::act::FEW_ROWS;
 use crate::format;
 use crate::stream::BufferId;
 use crate::template::Template;
+use crate::verb::linear::many::Way;
 
 const VERB: &str = "experts";
 /// Most workgroups along one side of a grid; the kernels count on.
@@ -41,6 +44,9 @@ struct Mixture<'a> {
     /// What gate and up multiply, and what down does.
     x: Input,
     hidden: Input,
+    /// The sums of squares that tell what factor the rows of `x` lack, if they do, and what its norm adds to their mean.
+    squares: Option<BufferId>,
+    norm_eps: f32,
 }
 
 impl Mixture<'_> {
@@ -49,11 +55,35 @@ impl Mixture<'_> {
     }
 }
 
-/// The forms of an input that are multiplied: codes and scales, rows, or both.
+/// Shapes, formats and biases of experts whose arguments were checked.
+type Checked = (ExpertShapes, [Format; 3], Option<[BufferId; 3]>);
+
+/// The forms of an input that are multiplied: codes and scales, rows, or both; or the f16 form.
 #[derive(Copy, Clone, Debug, Default)]
 struct Input {
     int8: Option<[BufferId; 2]>,
     rows: Option<BufferId>,
+    half: Option<BufferId>,
+}
+
+/// Of what tiles of many rows are made.
+#[derive(Copy, Clone, Debug, PartialEq)]
+enum Tiling {
+    Int8,
+    Coop,
+    /// What cooperative matrices do, lane by lane, so that devices without them test their text.
+    #[cfg(test)]
+    Lanes,
+}
+
+impl Tiling {
+    fn way(self) -> Way {
+        match self {
+            #[cfg(test)]
+            Tiling::Lanes => Way::Lanes,
+            _ => Way::Coop,
+        }
+    }
 }
 
 impl Input {
@@ -69,14 +99,19 @@ struct Forms {
     rows: bool,
 }
 
-impl Forms {
-    fn bindings(self) -> usize {
-        2 * usize::from(self.int8) + usize::from(self.rows)
-    }
-}
-
 impl Gpu {
-    pub(crate) fn run_experts(&mut self, args: &Experts) -> Result<()> {
+    /// Experts whose rows `route` routes, if it was not done yet.
+    pub(crate) fn run_experts(&mut self, args: &Experts, route: Option<&Route>) -> Result<()> {
+        let (shapes, formats, biases) = self.checked_experts(args)?;
+        let tiling = self.tiling(args, &shapes, formats)?;
+        let mixture = self.mixture(args, (shapes, formats), biases, tiling)?;
+        match tiling {
+            Some(tiling) => self.run_many_experts(&mixture, tiling),
+            None => self.run_few_experts(&mixture, route),
+        }
+    }
+
+    fn checked_experts(&self, args: &Experts) -> Result<Checked> {
         let weight = |w| self.weights.get(VERB, w);
         let (gate, up, down) = (args.gate.map(weight).transpose()?, weight(args.up)?, weight(args.down)?);
         let shapes = check::expert_weights(gate.map(|gate| &gate.spec), [&up.spec, &down.spec])?;
@@ -84,37 +119,103 @@ impl Gpu {
         let [x, routes, hidden, out] =
             [args.x, args.routes, args.hidden, args.out].map(|b| self.shape(VERB, b));
         check::experts(args, &shapes, &ExpertBufs { x: x?, routes: routes?, hidden: hidden?, out: out? })?;
-        let biases = self.expert_biases(args, &shapes)?;
-        let int8 = |f| !self.info.exact && !format::is_float(f);
-        let [int8_gate, int8_up, int8_down] = formats.map(int8);
+        Ok((shapes, formats, self.expert_biases(args, &shapes)?))
+    }
+
+    /// What the second half of experts needs of a mixture whose first half has run.
+    fn second_half<'a>(&mut self, args: &'a Experts) -> Result<Mixture<'a>> {
+        let (shapes, formats, biases) = self.checked_experts(args)?;
+        self.behind_input(args, (shapes, formats), biases, false)
+    }
+
+    /// The tiles for many rows; none where every row reads its experts by itself.
+    fn tiling(
+        &mut self,
+        args: &Experts,
+        shapes: &ExpertShapes,
+        formats: [Format; 3],
+    ) -> Result<Option<Tiling>> {
+        if args.rows <= FEW_ROWS || self.info.exact || shapes.count > many::MOST_EXPERTS {
+            return Ok(None);
+        }
+        let [gate, up, down] = formats.map(format::is_float);
+        #[cfg(test)]
+        if self.expert_lanes && gate == up {
+            return Ok(Some(Tiling::Lanes));
+        }
+        if gate == up && self.coop_pays()? {
+            return Ok(Some(Tiling::Coop));
+        }
+        Ok((!(gate || up || down)).then_some(Tiling::Int8))
+    }
+
+    /// The forms that are multiplied, and the buffers.
+    fn mixture<'a>(
+        &mut self,
+        args: &'a Experts,
+        (shapes, formats): (ExpertShapes, [Format; 3]),
+        biases: Option<[BufferId; 3]>,
+        tiling: Option<Tiling>,
+    ) -> Result<Mixture<'a>> {
+        let [int8_gate, int8_up, _] = formats.map(|f| self.is_int8(f));
         let mut x = Input::default();
-        if int8_gate || int8_up {
-            let form = self.quantized(VERB, args.x, args.rows)?;
-            x.int8 = Some([form.codes, form.meta]);
+        let halves = tiling.is_some_and(|tiling| tiling != Tiling::Int8);
+        let unscaled = self.acts.lacks(args.x);
+        if halves {
+            x.half = Some(self.halved(VERB, args.x, args.rows)?);
+        } else {
+            if int8_gate || int8_up {
+                let form = match unscaled {
+                    Some(_) => self.acts.any_mut(VERB, args.x)?.int8(&mut self.stream)?,
+                    None => self.quantized(VERB, args.x, args.rows)?,
+                };
+                x.int8 = Some([form.codes, form.meta]);
+            }
+            if !(int8_gate && int8_up) {
+                x.rows = Some(self.acts.any(VERB, args.x)?.rows);
+            }
         }
-        if !(int8_gate && int8_up) {
-            x.rows = Some(self.acts.get(VERB, args.x)?.rows);
+        let mut mixture = self.behind_input(args, (shapes, formats), biases, halves)?;
+        mixture.x = x;
+        if let Some(unscaled) = unscaled {
+            mixture.norm_eps = unscaled.eps;
+            mixture.squares = Some(self.acts.any_mut(VERB, args.x)?.squares(&mut self.stream)?);
         }
+        Ok(mixture)
+    }
+
+    fn is_int8(&self, format: Format) -> bool {
+        !self.info.exact && !format::is_float(format)
+    }
+
+    /// A mixture, but for what its first half multiplies.
+    fn behind_input<'a>(
+        &mut self,
+        args: &'a Experts,
+        (shapes, formats): (ExpertShapes, [Format; 3]),
+        biases: Option<[BufferId; 3]>,
+        halves: bool,
+    ) -> Result<Mixture<'a>> {
+        let int8 = self.is_int8(formats[2]);
+        let mut hidden = Input::default();
         let act = self.acts.get_mut(VERB, args.hidden)?;
         act.written();
-        let hidden = match int8_down {
-            true => {
-                let form = act.int8(&mut self.stream)?;
-                Input { int8: Some([form.codes, form.meta]), rows: None }
-            }
-            false => Input { int8: None, rows: Some(act.rows) },
-        };
+        if halves {
+            hidden.half = Some(act.half(&mut self.stream)?);
+        } else if int8 {
+            let form = act.int8(&mut self.stream)?;
+            hidden.int8 = Some([form.codes, form.meta]);
+        } else {
+            hidden.rows = Some(act.rows);
+        }
         let act = self.acts.get_mut(VERB, args.out)?;
         act.written();
         let out = act.rows;
-        let routes = self.acts.get(VERB, args.routes)?.rows;
+        let act = self.acts.get_mut(VERB, args.routes)?;
+        let routes = act.rows;
+        let (x, squares, norm_eps) = (Input::default(), None, 0.0);
         let alone = args.gate.is_none();
-        let mixture = Mixture { args, shapes, formats, routes, biases, alone, out, x, hidden };
-        let grouped = int8_gate && int8_up && int8_down && shapes.count <= many::MOST_EXPERTS;
-        match args.rows > FEW_ROWS && grouped {
-            true => self.run_many_experts(&mixture),
-            false => self.run_few_experts(&mixture),
-        }
+        Ok(Mixture { args, shapes, formats, routes, biases, alone, out, x, squares, norm_eps, hidden })
     }
 
     fn expert_biases(&self, args: &Experts, shapes: &ExpertShapes) -> Result<Option<[BufferId; 3]>> {

@@ -1,9 +1,10 @@
-//! Norms that cost no dispatch. A product of few rows that is added to its output is held until the next verb: where that
-//! is the norm of this output, the product writes the norm's rows and their int8 form as well, all but the factor of the
-//! row, which wants every block of it. Products that read these rows multiply their sums by the factor; for whoever else
-//! reads them it is made up for by a small dispatch. It must not know how products are computed.
+//! Norms that cost no dispatch. A product of few rows that is added to its output, or the last product of a mixture, is
+//! held until the next verb: where that is the norm of this output, the product writes the norm's rows and their int8 form
+//! as well, all but the factor of the row, which wants every block of it. Products that read these rows multiply their
+//! sums by the factor; for whoever else reads them it is made up for by a small dispatch. A routing of few rows is held
+//! alike, for the experts. It must not know how products are computed.
 
-use hob_compute::{Buf, Combine, Linear, Norm, Product, Result, WeightKind, check};
+use hob_compute::{Buf, Combine, Experts, Linear, Norm, Product, Result, Route, WeightKind, check};
 
 use crate::Gpu;
 use crate::act::{FEW_ROWS, FOLDED_ROWS, Int8, Unscaled};
@@ -12,19 +13,29 @@ use crate::stream::{Access, BufferId, Call, KernelKey, Source};
 
 const VERB: &str = "norm";
 
-/// A checked `linear` of one product, added to its output, that was not dispatched yet.
+/// What is checked and was not dispatched yet.
 #[derive(Copy, Clone, Debug)]
-pub(crate) struct Held {
-    x: Buf,
-    first_row: usize,
-    rows: usize,
-    product: Product,
+pub(crate) enum Held {
+    /// A `linear` of one product, added to its output.
+    Product {
+        x: Buf,
+        first_row: usize,
+        rows: usize,
+        product: Product,
+    },
+    /// The second half of `experts`, added to its output.
+    Down(Experts),
+    Route(Route),
 }
 
 impl Held {
-    fn linear<'a>(&self, products: &'a [Product; 1]) -> Linear<'a> {
-        let &Held { x, first_row, rows, .. } = self;
-        Linear { x, first_row, rows, products, combine: Combine::Add }
+    /// The rows that are added to, how many they are, and what is read for that; none where a norm has no place.
+    fn sum(&self) -> Option<(Buf, usize, Buf)> {
+        match self {
+            Held::Product { x, rows, product, .. } => Some((product.out, *rows, *x)),
+            Held::Down(args) => Some((args.out, args.rows, args.hidden)),
+            Held::Route(_) => None,
+        }
     }
 }
 
@@ -68,6 +79,17 @@ impl Gpu {
         args.written().try_for_each(|product| self.settle_rows("linear", product.out))
     }
 
+    /// As [`Gpu::enter`], for experts: few rows of their input need no factor yet.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub(crate) fn enter_experts(&mut self, args: &Experts) -> Result<()> {
+        let scales = args.rows <= FEW_ROWS;
+        let taken = self.acts.lacks(args.x).is_some_and(|unscaled| scales && args.rows <= unscaled.rows);
+        let reads = [args.routes, args.x];
+        self.enter("experts", if taken { &reads[..1] } else { &reads }, &[args.hidden, args.out])
+    }
+
     /// Whether a checked `linear` waits for the verb behind it.
     pub(crate) fn hold(&mut self, args: &Linear) -> Result<bool> {
         let &Linear { x, first_row, rows, combine: Combine::Add, products: &[product], .. } = args else {
@@ -78,7 +100,7 @@ impl Gpu {
         let int8 = !self.info.exact && !format::is_float(weight.format);
         let fits = int8 && whole && weight.parts.len() == 1 && (1..=FOLDED_ROWS).contains(&rows);
         if fits {
-            self.held = Some(Held { x, first_row, rows, product });
+            self.held = Some(Held::Product { x, first_row, rows, product });
         }
         Ok(fits)
     }
@@ -89,8 +111,19 @@ impl Gpu {
     /// What the device says; nothing is held any more then.
     pub(crate) fn let_go(&mut self) -> Result<()> {
         match self.held.take() {
-            Some(held) => self.run_linear(&held.linear(&[held.product]), None),
+            Some(held) => self.run_held(&held, None),
             None => Ok(()),
+        }
+    }
+
+    fn run_held(&mut self, held: &Held, fold: Option<&Fold>) -> Result<()> {
+        match *held {
+            Held::Product { x, first_row, rows, product } => {
+                let products = &[product];
+                self.run_linear(&Linear { x, first_row, rows, products, combine: Combine::Add }, fold)
+            }
+            Held::Down(args) => self.run_down(&args, fold),
+            Held::Route(args) => self.run_route(&args),
         }
     }
 
@@ -100,9 +133,10 @@ impl Gpu {
     /// What the device says.
     pub(crate) fn fold(&mut self, args: &Norm) -> Result<bool> {
         let Some(held) = self.held else { return Ok(false) };
+        let Some((sum, of_rows, reads)) = held.sum() else { return Ok(false) };
         let &Norm { x, rows, groups, weight, eps, out } = args;
-        let follows = x == held.product.out && rows == held.rows && groups == 1;
-        if !follows || out == x || out == held.x || !self.folds(args)? {
+        let follows = x == sum && rows == of_rows && groups == 1;
+        if !follows || out == x || out == reads || !self.folds(args)? {
             return Ok(false);
         }
         if self.stream.rehearsing {
@@ -121,7 +155,7 @@ impl Gpu {
         let int8 = act.int8(&mut self.stream)?;
         let fold = Fold { weight: buffer, rows: act.rows, int8, squares: act.squares(&mut self.stream)? };
         self.held = None;
-        self.run_linear(&held.linear(&[held.product]), Some(&fold))?;
+        self.run_held(&held, Some(&fold))?;
         self.acts.lack(VERB, out, Unscaled { rows, eps, weight })?;
         if self.stream.rehearsing {
             self.scale_rows(VERB, out)?;

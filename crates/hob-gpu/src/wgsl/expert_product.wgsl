@@ -17,9 +17,9 @@ fn product_$S$(row: u32, blocks: u32, block: u32, at: u32) -> f32 {
 //#else
 fn product_$S$(row: u32, blocks: u32, block: u32, at: u32) -> f32 {
     let w = weights_$S$(row, blocks, block);
-    let start = at * sizes.cols + 32u * block;
+    let start = at * COLS + 32u * block;
     var sum = 0.0;
-    if (32u * block + 32u <= sizes.cols) {
+    if (32u * block + 32u <= COLS) {
         //#for i 8
         sum += dot(w[$i$], vec4(x[start + 4u * $i$u], x[start + 4u * $i$u + 1u], x[start + 4u * $i$u + 2u], x[start + 4u * $i$u + 3u]));
         //#endfor
@@ -27,7 +27,7 @@ fn product_$S$(row: u32, blocks: u32, block: u32, at: u32) -> f32 {
     }
     //#for i 8
     //#for j 4
-    if (32u * block + 4u * $i$u + $j$u < sizes.cols) {
+    if (32u * block + 4u * $i$u + $j$u < COLS) {
         sum = fma(w[$i$][$j$], x[start + 4u * $i$u + $j$u], sum);
     }
     //#endfor

@@ -9,15 +9,18 @@ var<immediate> sizes: Sizes;
 
 const EXPERTS = $EXPERTS$u;
 const TILE = $TILE$u;
-const LANES = 256u;
+const LANES = $LANES$u;
 var<workgroup> counts: array<atomic<u32>, EXPERTS>;
+// Pairs, and tiles, of all experts before one.
+var<workgroup> pairs_before: array<u32, EXPERTS + 1u>;
+var<workgroup> tiles_before: array<u32, EXPERTS + 1u>;
 
 fn expert_of(pair: u32) -> u32 {
     let at = sizes.first_pair + pair;
     return min(u32(routes[(at / sizes.top_k) * 2u * sizes.top_k + at % sizes.top_k]), EXPERTS - 1u);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size($LANES$)
 fn main(@builtin(local_invocation_index) lane: u32) {
     for (var e = lane; e < EXPERTS; e += LANES) {
         atomicStore(&counts[e], 0u);
@@ -31,16 +34,26 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         var at = 0u;
         var tile = 0u;
         for (var e = 0u; e < EXPERTS; e++) {
+            pairs_before[e] = at;
+            tiles_before[e] = tile;
             let count = atomicLoad(&counts[e]);
-            // From here on: where the expert's next pair goes.
-            atomicStore(&counts[e], at);
-            for (var done = 0u; done < count; done += TILE) {
-                tile += 1u;
-                tiles[tile] = vec4<u32>(e, at + done, min(TILE, count - done), 0u);
-            }
             at += count;
+            tile += (count + TILE - 1u) / TILE;
         }
+        pairs_before[EXPERTS] = at;
+        tiles_before[EXPERTS] = tile;
         tiles[0] = vec4<u32>(tile, 0u, 0u, 0u);
+    }
+    workgroupBarrier();
+    for (var e = lane; e < EXPERTS; e += LANES) {
+        let end = pairs_before[e + 1u];
+        var at = pairs_before[e];
+        // From here on: where the expert's next pair goes.
+        atomicStore(&counts[e], at);
+        for (var tile = tiles_before[e]; tile < tiles_before[e + 1u]; tile++) {
+            tiles[tile + 1u] = vec4<u32>(e, at, min(TILE, end - at), 0u);
+            at += TILE;
+        }
     }
     workgroupBarrier();
     for (var p = lane; p < sizes.pairs; p += LANES) {

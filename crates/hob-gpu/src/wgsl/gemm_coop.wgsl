@@ -44,7 +44,11 @@ fn put_x(at: u32, v: vec4<u32>) {
 
 // Where unit `u` of the first step lies: a piece of 8 values of the activations' form.
 fn place_x(row0: u32, u: u32) -> u32 {
+    //#if ROUTED
+    let row = input_row(u / $PIECES$u);
+    //#else
     let row = sizes.first_row + min(row0 + u / $PIECES$u, sizes.rows - 1u);
+    //#endif
     return row * ((sizes.x_width + 31u) / 32u * 4u) + u % $PIECES$u;
 }
 
@@ -63,10 +67,10 @@ fn fetch_w(col0: u32, u: u32, step: u32) -> Raw {
     let block = step * $PER_ROW$u + u % $PER_ROW$u;
     //#if GATED
     if (r >= $COLS$u) {
-        return fetch_b(sizes.row_b + min(col0 + r - $COLS$u, sizes.cols - 1u), block);
+        return fetch_b($ROW_B$ + min(col0 + r - $COLS$u, sizes.cols - 1u), block);
     }
     //#endif
-    return fetch_a(sizes.row_a + min(col0 + r, sizes.cols - 1u), block);
+    return fetch_a($ROW_A$ + min(col0 + r, sizes.cols - 1u), block);
 }
 
 fn fetch_scales(col0: u32, u: u32, step: u32) -> ScaleWords {
@@ -77,10 +81,10 @@ fn fetch_scales(col0: u32, u: u32, step: u32) -> ScaleWords {
     let block = step * $PER_ROW$u + u % $PER_ROW$u;
     //#if GATED
     if (r >= $COLS$u) {
-        return fetch_scales_b(sizes.row_b + min(col0 + r - $COLS$u, sizes.cols - 1u), block);
+        return fetch_scales_b($ROW_B$ + min(col0 + r - $COLS$u, sizes.cols - 1u), block);
     }
     //#endif
-    return fetch_scales_a(sizes.row_a + min(col0 + r, sizes.cols - 1u), block);
+    return fetch_scales_a($ROW_A$ + min(col0 + r, sizes.cols - 1u), block);
     //#endif
 }
 
@@ -123,7 +127,20 @@ fn main(
     let subgroup = t / 32u;
     let lane = t % 32u;
     //#endif
+    //#if ROUTED
+    if (group.x >= tiles[0].x) {
+        return;
+    }
+    let tile = tiles[group.x + 1u];
+    if ((tile.x < sizes.first) | (tile.x >= sizes.end)) {
+        return;
+    }
+    take_tile(tile, t);
+    workgroupBarrier();
+    let row0 = 0u;
+    //#else
     let row0 = group.x * $BM$u;
+    //#endif
     let col0 = group.y * $COLS$u;
     let wm = (subgroup / $WARPS_N$u) * $WM$u;
     let wn = (subgroup % $WARPS_N$u) * $WARP_COLS$u;

@@ -1,262 +1,45 @@
-// One workgroup routes one row. Experts are selected by counting those that come before them, not by sorting.
+// One workgroup routes one row.
 struct Sizes { eps: f32, scale: f32 }
 var<immediate> sizes: Sizes;
 @group(0) @binding(0) var<storage, read_write> out: array<f32>;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 //#if BIAS
-@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(2) var<storage, read> route_bias: array<f32>;
 //#endif
-
 //#if SCALES
 // Of every expert.
-@group(0) @binding($SCALES_AT$) var<storage, read> scales: array<f32>;
-var<workgroup> scale_of: array<f32, $TOP$>;
+@group(0) @binding($SCALES_AT$) var<storage, read> route_scales: array<f32>;
 //#endif
-
 //#if CHOSEN
 // Ids of the experts of every row.
 @group(0) @binding($CHOSEN_AT$) var<storage, read> given: array<f32>;
 //#endif
 
-const EXPERTS = $EXPERTS$u;
-const PADDED = (EXPERTS + 7u) / 8u * 8u;
-const TOP = $TOP$u;
 const LANES = $LANES$u;
-const GROUPS = $GROUPS$u;
-const KEPT_GROUPS = $KEPT_GROUPS$u;
-
-// Probabilities. (Logits where the softmax is over the selected ones.)
-var<workgroup> p: array<f32, EXPERTS>;
-// Ranks in an order that integers have; 0 is out of the running.
-var<workgroup> rank: array<u32, PADDED>;
-var<workgroup> partial_: array<f32, LANES>;
-var<workgroup> chosen: array<u32, TOP>;
-var<workgroup> weights: array<f32, TOP>;
-//#if GROUPED
-var<workgroup> scores: array<u32, GROUPS>;
-//#endif
-
-//#include order
-
-fn largest(value: f32, lane: u32) -> f32 {
-    partial_[lane] = value;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            partial_[lane] = max(partial_[lane], partial_[lane + half]);
-        }
-        workgroupBarrier();
-    }
-    let all = partial_[0];
-    workgroupBarrier();
-    return all;
-}
-
-fn total(value: f32, lane: u32) -> f32 {
-    partial_[lane] = value;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            partial_[lane] += partial_[lane + half];
-        }
-        workgroupBarrier();
-    }
-    return partial_[0];
-}
-
-// exp(z - m) where m is the largest; among infinite logits only a single +inf has a weight, which `share` gives.
-fn weight_of(z: f32, m: f32) -> f32 {
-    if (is_infinite(m)) {
-        return select(0.0, 1.0, z == m);
-    }
-    return exp(z - m);
-}
-
-fn share(e: f32, sum: f32, m: f32) -> f32 {
-    if (is_infinite(m)) {
-        return select(0.0, e, sum == 1.0);
-    }
-    return e / sum;
-}
-
-//#if SOFTPLUS
-// ln(1 + e) for e of 0..=1.
-fn ln_1p(e: f32) -> f32 {
-    if (e < 0.01) {
-        return e * fma(e, fma(e, fma(e, -0.25, 0.33333334), -0.5), 1.0);
-    }
-    return log(1.0 + e);
-}
-//#endif
-
-fn probabilities(row: u32, lane: u32) {
-    //#if SOFTMAX
-    var m = lowest();
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        m = max(m, logit(logits[row * EXPERTS + i]));
-    }
-    m = largest(m, lane);
-    var sum = 0.0;
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        let e = weight_of(logit(logits[row * EXPERTS + i]), m);
-        p[i] = e;
-        sum += e;
-    }
-    sum = total(sum, lane);
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        p[i] = share(p[i], sum, m);
-    }
-    //#else
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        let z = logit(logits[row * EXPERTS + i]);
-        //#if SIGMOID
-        // Never 0: weights of which all are tiny can still be normalised.
-        p[i] = 1.0 / (1.0 + exp(min(-z, 87.0)));
-        //#endif
-        //#if SELECTED
-        p[i] = z;
-        //#endif
-        //#if SOFTPLUS
-        p[i] = sqrt(max(z, 0.0) + ln_1p(exp(-abs(z))));
-        //#endif
-    }
-    //#endif
-}
-
-//#if GROUPED
-// Takes all but the best groups out of the running.
-fn keep_groups(lane: u32) {
-    const SIZE = EXPERTS / GROUPS;
-    for (var g = lane; g < GROUPS; g += LANES) {
-        var first = 0u;
-        var second = 0u;
-        for (var i = g * SIZE; i < (g + 1u) * SIZE; i++) {
-            second = max(second, min(first, rank[i]));
-            first = max(first, rank[i]);
-        }
-        scores[g] = first;
-        //#if BEST_TWO
-        if (SIZE > 1u) {
-            scores[g] = key(number(first) + number(second));
-        }
-        //#endif
-    }
-    workgroupBarrier();
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        let mine = i / SIZE;
-        var before = 0u;
-        for (var g = 0u; g < GROUPS; g++) {
-            before += u32(scores[g] > scores[mine] || (scores[g] == scores[mine] && g < mine));
-        }
-        if (before >= KEPT_GROUPS) {
-            rank[i] = 0u;
-        }
-    }
-    workgroupBarrier();
-}
-//#endif
+//#include lanes
+//#include route_row
 
 @compute @workgroup_size($LANES$)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = group.x;
-    probabilities(row, lane);
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        //#if BIAS
-        let r = p[i] + bias[i];
-        //#else
-        let r = p[i];
-        //#endif
-        rank[i] = select(key(r), 0x007fffffu, is_nan(logits[row * EXPERTS + i]));
-    }
-    for (var i = EXPERTS + lane; i < PADDED; i += LANES) {
-        rank[i] = 0u;
-    }
-    workgroupBarrier();
-    //#if CHOSEN
-    for (var n = lane; n < TOP; n += LANES) {
-        chosen[n] = min(u32(max(given[row * TOP + n], 0.0)), EXPERTS - 1u);
-    }
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    //#if SUBGROUPS
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+    @builtin(subgroup_size) subgroup_size: u32,
     //#else
-    //#if GROUPED
-    keep_groups(lane);
+    @builtin(local_invocation_index) lane: u32,
     //#endif
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        let mine = rank[i];
-        var before = 0u;
-        for (var j = 0u; j < PADDED; j += 8u) {
-            //#for n 8
-            let r$n$ = rank[j + $n$u];
-            //#endfor
-            //#for n 8
-            before += u32(r$n$ > mine || (r$n$ == mine && j + $n$u < i));
-            //#endfor
-        }
-        if (mine != 0u && before < TOP) {
-            chosen[before] = i;
-        }
-    }
+) {
+    //#if SUBGROUPS
+    subgroup_ = subgroup;
+    subgroup_lane_ = subgroup_lane;
+    subgroup_size_ = subgroup_size;
+    let lane = subgroup * subgroup_size + subgroup_lane;
     //#endif
-    workgroupBarrier();
-    // In the order of ids.
+    let row = group.x;
+    route_row(row, lane);
     for (var n = lane; n < TOP; n += LANES) {
-        let id = chosen[n];
-        var at = 0u;
-        for (var j = 0u; j < TOP; j++) {
-            at += u32(chosen[j] < id || (chosen[j] == id && j < n));
-        }
-        var w = p[id];
-        if (is_nan(logits[row * EXPERTS + id])) {
-            w = nan();
-        }
-        weights[at] = w;
-        //#if SCALES
-        scale_of[at] = scales[id];
-        //#endif
-        out[row * 2u * TOP + at] = f32(id);
-    }
-    workgroupBarrier();
-    //#if SELECTED
-    softmax_selected(lane);
-    //#endif
-    //#if NORMALIZE
-    var sum = 0.0;
-    for (var j = 0u; j < TOP; j++) {
-        sum += weights[j];
-    }
-    let divisor = sum + sizes.eps;
-    //#endif
-    for (var n = lane; n < TOP; n += LANES) {
-        //#if NORMALIZE
-        let w = weights[n] / divisor;
-        //#else
-        let w = weights[n];
-        //#endif
-        //#if SCALES
-        out[row * 2u * TOP + TOP + n] = w * sizes.scale * scale_of[n];
-        //#else
-        out[row * 2u * TOP + TOP + n] = w * sizes.scale;
-        //#endif
+        out[row * 2u * TOP + n] = f32(ids[n]);
+        out[row * 2u * TOP + TOP + n] = weights[n];
     }
 }
-//#if SELECTED
-
-// A NaN among the weights makes all of them NaN.
-fn softmax_selected(lane: u32) {
-    var m = lowest();
-    for (var j = 0u; j < TOP; j++) {
-        m = max(m, logit(weights[j]));
-    }
-    var sum = 0.0;
-    var broken = false;
-    for (var j = 0u; j < TOP; j++) {
-        sum += weight_of(weights[j], m);
-        broken = broken || is_nan(weights[j]);
-    }
-    workgroupBarrier();
-    for (var n = lane; n < TOP; n += LANES) {
-        let w = share(weight_of(weights[n], m), sum, m);
-        weights[n] = select(w, nan(), broken);
-    }
-    workgroupBarrier();
-}
-//#endif

@@ -141,9 +141,8 @@ impl Gate {
         }
     }
 
-    /// Adds the gated expert to `out`.
+    /// Adds the gated expert to `out`; the gate was computed beside the router's logits.
     fn run(&self, step: &mut Step, shared: &Swiglu, input: BufId, out: BufId) -> Result<()> {
-        step.linear(input, [(&self.row, self.gate)], Combine::Store)?;
         shared.run(step, input, self.ungated, Combine::Store)?;
         let [a, gate, out] = [self.ungated, self.gate, out].map(|b| step.buf(b));
         Ok(step.dev.map(&Map::SigmoidGate { a, gate, out, add: true, rows: step.rows() })?)
@@ -229,7 +228,11 @@ impl Moe {
 
     /// Chooses the experts of every row by what the router says of `input`, times `factor`.
     pub fn choose(&self, step: &mut Step, input: BufId, factor: f32) -> Result<()> {
-        step.linear(input, [(&self.router, self.logits)], Combine::Store)?;
+        let router = (&self.router, self.logits);
+        match &self.shared_gate {
+            Some(gate) => step.linear(input, [router, (&gate.row, gate.gate)], Combine::Store)?,
+            None => step.linear(input, [router], Combine::Store)?,
+        }
         let (rows, rule) = (step.rows(), self.config.routing);
         let [logits, out] = [self.logits, self.routes].map(|b| step.buf(b));
         if factor != 1.0 {
@@ -247,7 +250,8 @@ impl Moe {
         Ok(step.dev.route(&Route { logits, rows, rule, bias, scales, chosen, out })?)
     }
 
-    /// The weighted sum of the experts that were chosen, for `input`.
+    /// The weighted sum of the experts that were chosen, for `input`: what they were chosen by, where the shared expert has
+    /// a gate.
     pub fn mix(&self, step: &mut Step, input: BufId, out: BufId, combine: Combine) -> Result<()> {
         let (rows, top_k) = (step.rows(), self.config.routing.top_k);
         let [routes, hidden] = [self.routes, self.hidden].map(|b| step.buf(b));

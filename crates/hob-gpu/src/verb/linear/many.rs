@@ -6,7 +6,7 @@
 
 mod coop;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verdict;
 
 use hob_compute::{Activation, Buf, Combine, Compute, Linear, Result, WeightKind};
@@ -61,6 +61,8 @@ pub(crate) struct Spec {
     pub vectors: bool,
     /// Whether the input width is no multiple of the tile's step.
     pub tail: bool,
+    /// Whether rows are pairs of a row and an expert: those of `experts`, who brings the piece `finish`.
+    pub routed: bool,
 }
 
 impl Spec {
@@ -95,7 +97,7 @@ impl Spec {
     }
 
     /// What every tile's template needs: flags, bindings and pieces.
-    fn template(&self, way: Way) -> (Template, Vec<Access>) {
+    pub fn template(&self, way: Way) -> (Template, Vec<Access>) {
         let (declared, bindings) = self.bindings(way);
         let names = ["a", "b"];
         let weights: Vec<_> = self.weights().iter().copied().zip(names).collect();
@@ -108,6 +110,9 @@ impl Spec {
             .flag("HALF_OUT", self.half_out)
             .flag("VECTORS", self.vectors)
             .flag("TAIL", self.tail)
+            .flag("ROUTED", self.routed)
+            .value("ROW_A", if self.routed { "row_a" } else { "sizes.row_a" })
+            .value("ROW_B", if self.routed { "row_b" } else { "sizes.row_b" })
             .flag("FLOATS", format::is_float(self.formats[0]))
             .flag("HALVES", self.weights().iter().any(|&f| format::has_halves(f)))
             .value("BINDINGS", declared)
@@ -128,7 +133,8 @@ impl Spec {
             (if way == Way::Float { "x: array<f32>" } else { "x: array<vec4<u32>>" }, self.gated());
         let out = if self.vectors { "out: array<vec4<f32>>" } else { "out: array<f32>" };
         let all = [
-            (true, Access::Write, out),
+            // Hidden rows of experts are nowhere but in the f16 form.
+            (!(self.routed && self.half_out), Access::Write, out),
             (true, Access::Read, x),
             (way == Way::Int8, Access::Read, "x_meta: array<vec2<u32>>"),
             (true, Access::Read, "w_a: array<vec4<u32>>"),
@@ -136,6 +142,8 @@ impl Spec {
             (self.bias[0], Access::Read, "bias_a: array<f32>"),
             (self.bias[1], Access::Read, "bias_b: array<f32>"),
             (self.half_out, Access::Write, "half_out: array<vec2<u32>>"),
+            (self.routed, Access::Read, "order: array<u32>"),
+            (self.routed, Access::Read, "tiles: array<vec4<u32>>"),
         ];
         let present: Vec<_> = all.into_iter().filter(|(on, ..)| *on).collect();
         let line = |(i, (_, access, what)): (usize, &(bool, Access, &str))| {
@@ -215,6 +223,7 @@ impl Gpu {
             half_out: aligned && out.half.is_some(),
             vectors: aligned && out.shape.width.is_multiple_of(4),
             tail: false,
+            routed: false,
         };
         Ok(Job { spec, segments, biases, out: a.out })
     }

@@ -33,6 +33,9 @@ impl Tile {
     pub const MIDDLE: Tile = Tile { rows: 128, cols: 128, step: 64, sub_rows: 64, sub_cols: 32 };
     pub const SMALL: Tile = Tile { rows: 64, cols: 64, step: 64, sub_rows: 32, sub_cols: 32 };
     pub const ALL: [Tile; 3] = [Tile::SMALL, Tile::MIDDLE, Tile::LARGE];
+    /// For few rows of each of many weights.
+    pub const FLAT: Tile = Tile { rows: 32, cols: 128, step: 64, sub_rows: 32, sub_cols: 32 };
+    pub const BROAD: Tile = Tile { rows: 64, cols: 128, step: 64, sub_rows: 32, sub_cols: 32 };
 
     /// The tile for some rows and outputs: the largest that gives enough workgroups for a large device.
     pub fn of(rows: usize, outputs: usize, gated: bool) -> Tile {
@@ -74,7 +77,7 @@ impl Tile {
         spec.gated() && self.step == 32 && !spec.weights().iter().any(wide)
     }
 
-    pub(super) fn text(&self, spec: &Spec, coop: bool, template: Template) -> String {
+    pub fn text(&self, spec: &Spec, coop: bool, template: Template) -> String {
         let stride = 2 * (self.step / 8 + 1);
         let threads = SUBGROUP * self.subgroups();
         let sides = if spec.gated() { 2 } else { 1 };
@@ -84,7 +87,7 @@ impl Tile {
         };
         let sum = if coop { "coop_mat16x16<f32, C>" } else { "array<vec4<f32>, 2>" };
         let run = spec.weights().iter().map(|&f| format::scale_run(f)).min().unwrap_or(1);
-        let direct = spec.vectors && !spec.half_out && !spec.gated() && !spec.bias[0];
+        let direct = !spec.routed && spec.vectors && !spec.half_out && !spec.gated() && !spec.bias[0];
         let mut template = template
             .flag("COOP", coop)
             .flag("DIRECT", direct)

@@ -13,7 +13,8 @@ use super::{Spec, Tile, Way};
 use crate::weights::Part;
 use crate::{Gpu, GpuConfig};
 
-fn translate(text: &str) -> Result<Vec<u32>, String> {
+/// A text that only devices with cooperative matrices compile, through the compiler's front and back end.
+pub(crate) fn translate(text: &str) -> Result<Vec<u32>, String> {
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
     let (flags, all) = (naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all());
     let info =
@@ -41,6 +42,7 @@ fn every_cooperative_tile_of_every_format_is_valid_and_translates() {
                 half_out: i > 1,
                 vectors: i > 0,
                 tail: i % 2 == 1,
+                routed: false,
             };
             let source = spec.source(Way::Coop, tile);
             let words = translate(&source.wgsl).unwrap_or_else(|e| panic!("{spec:?} {tile:?}: {e}"));
@@ -53,7 +55,15 @@ fn every_cooperative_tile_of_every_format_is_valid_and_translates() {
 fn a_gated_pair_of_two_formats_is_valid() {
     let combine = Combine::Gated(Activation::Silu);
     let formats = [Format::Q4K, Format::Q6K];
-    let spec = Spec { formats, combine, bias: [false; 2], half_out: true, vectors: true, tail: false };
+    let spec = Spec {
+        formats,
+        combine,
+        bias: [false; 2],
+        half_out: true,
+        vectors: true,
+        tail: false,
+        routed: false,
+    };
     for tile in Tile::ALL {
         translate(&spec.source(Way::Coop, tile).wgsl).unwrap_or_else(|e| panic!("{tile:?}: {e}"));
     }
