@@ -31,7 +31,10 @@ pub use handles::{Buf, ByteSource, Page, PageSpec, Pool, Ticket, Weight, WeightK
 pub use hyper::{HyperExpand, HyperMix};
 pub use mixture::{Experts, Gating, GroupScore, Groups, Route, Routing};
 pub use placed::Placed;
-pub use recurrent::{ConvForm, DeltaNet, DeltaShape, KeyHeads, ShortConv, SlotRows, SsmScan, SsmShape};
+pub use recurrent::{
+    CatchUp, Commit, ConvForm, DeltaNet, DeltaShape, KeyHeads, Memory, Products, Recurrence, ShortConv,
+    SlotRows, SsmScan, SsmShape,
+};
 pub use span::{Span, now_nanos};
 pub use timed::profiled;
 pub use verbs::*;
@@ -124,6 +127,7 @@ pub trait Compute: Send {
     fn experts(&mut self, args: &Experts) -> Result<()>;
     fn short_conv(&mut self, args: &ShortConv) -> Result<()>;
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()>;
+    fn catch_up(&mut self, args: &CatchUp) -> Result<()>;
     fn ssm_scan(&mut self, args: &SsmScan) -> Result<()>;
     fn hyper_mix(&mut self, args: &HyperMix) -> Result<()>;
     fn hyper_expand(&mut self, args: &HyperExpand) -> Result<()>;

@@ -663,6 +663,10 @@ impl Compute for Placed {
         self.run_delta_net(args)
     }
 
+    fn catch_up(&mut self, args: &CatchUp) -> Result<()> {
+        self.run_catch_up(args)
+    }
+
     fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
         self.run_ssm_scan(args)
     }

@@ -2,8 +2,22 @@
 //! selective state spaces.
 //!
 //! They know shapes, rules and which row of a state buffer belongs to whom; where state lies is the device's.
+//!
+//! Rows may be held: the state stays before them, what each would do to it is recorded, and the next call takes up as many
+//! records as count ([`SlotRows::accepted`]) with the operations that a plain row does, so that a draft that was not
+//! accepted leaves no trace in any bit. State is read once and written once in a call, held rows or not.
 
 use crate::{Buf, Weight};
+
+/// What becomes of a sequence's state when its rows have been run.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Commit {
+    /// It moves past them.
+    #[default]
+    Now,
+    /// It stays before them until the next call says how many of them count. Held rows are computed row by row.
+    Hold,
+}
 
 /// Consecutive rows of a batch that belong to one sequence, with the row of the state buffers that is the sequence's.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -16,6 +30,110 @@ pub struct SlotRows {
     pub position: usize,
     /// Row of the state buffer.
     pub slot: usize,
+    /// How many rows that the call before held count: those at the positions before `position`. The rest never were.
+    pub accepted: usize,
+    pub commit: Commit,
+}
+
+impl SlotRows {
+    /// Most rows that a call holds.
+    pub const MAX_HELD: usize = 16;
+
+    /// Rows that are final, behind others that are.
+    pub fn new(row: usize, rows: usize, position: usize, slot: usize) -> SlotRows {
+        SlotRows { row, rows, position, slot, accepted: 0, commit: Commit::Now }
+    }
+
+    /// Positions that the state in the slot has seen before the call.
+    pub fn base(&self) -> usize {
+        self.position.saturating_sub(self.accepted)
+    }
+
+    pub fn holds(&self) -> bool {
+        self.commit == Commit::Hold
+    }
+}
+
+/// What a layer remembers: the state, and records of held rows.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// `[slots, `[`Recurrence::state`]`]`
+    pub state: Buf,
+    /// `[slots, held rows * `[`Recurrence::record`]`]`; `None` where nothing is ever held. What a record holds is the
+    /// device's.
+    pub records: Option<Buf>,
+}
+
+impl Memory {
+    /// Of a layer that never holds rows.
+    pub fn plain(state: Buf) -> Memory {
+        Memory { state, records: None }
+    }
+
+    /// Its buffers.
+    pub fn bufs(&self) -> impl Iterator<Item = Buf> + Clone + use<> {
+        [Some(self.state), self.records].into_iter().flatten()
+    }
+}
+
+/// A rule by which state moves on, with the sizes of what it keeps of a sequence.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Recurrence {
+    /// The last `taps - 1` rows of `channels` values; a record is the next one.
+    Conv { channels: usize, taps: usize },
+    /// A record has for each value head how much stays, and the two vectors whose product is added.
+    Delta(DeltaShape),
+    /// A record has for each head how much stays, and the two vectors whose product is added.
+    Ssm(SsmShape),
+}
+
+/// A state that fades and gets a product of two vectors added in every row, `S <- a S + k u^T`: heads, and the lengths of k
+/// and u. Records of a head lie side by side, `[held rows, a | k | u]`.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Products {
+    pub heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+}
+
+impl Products {
+    /// Floats of a head's state.
+    pub fn head(&self) -> usize {
+        self.key_dim * self.value_dim
+    }
+
+    /// Floats of a head's record of a row.
+    pub fn record(&self) -> usize {
+        1 + self.key_dim + self.value_dim
+    }
+}
+
+impl Recurrence {
+    /// Floats of a sequence's state.
+    pub fn state(&self) -> usize {
+        match self {
+            Recurrence::Conv { channels, taps } => taps.saturating_sub(1).saturating_mul(*channels),
+            Recurrence::Delta(shape) => shape.state(),
+            Recurrence::Ssm(shape) => shape.state(),
+        }
+    }
+
+    /// Floats of the record of one row.
+    pub fn record(&self) -> usize {
+        match self {
+            Recurrence::Conv { channels, .. } => *channels,
+            Recurrence::Delta(shape) => shape.value_heads * shape.products().record(),
+            Recurrence::Ssm(shape) => shape.heads * shape.products().record(),
+        }
+    }
+}
+
+/// Moves states past held rows that count, outside of a pass: before a state is read or copied.
+pub struct CatchUp<'a> {
+    pub recurrence: Recurrence,
+    pub memory: Memory,
+    /// Without rows; [`SlotRows::accepted`] says how far.
+    pub seqs: &'a [SlotRows],
 }
 
 /// What is convolved, and what becomes of the sum.
@@ -38,8 +156,8 @@ pub struct ShortConv<'a> {
     pub taps: Weight,
     /// Vector of `channels`.
     pub bias: Option<Weight>,
-    /// `[slots, (K - 1) * channels]`: the last K - 1 rows of v, oldest first. Read and rewritten.
-    pub state: Buf,
+    /// State: the last K - 1 rows of v, oldest first. Read and rewritten.
+    pub memory: Memory,
     pub seqs: &'a [SlotRows],
     /// `[rows, channels]`
     pub out: Buf,
@@ -81,6 +199,10 @@ impl DeltaShape {
     /// Floats of a sequence's state.
     pub fn state(&self) -> usize {
         self.value_heads * self.key_dim * self.value_dim
+    }
+
+    pub fn products(&self) -> Products {
+        Products { heads: self.value_heads, key_dim: self.key_dim, value_dim: self.value_dim }
     }
 
     /// Floats of a row of v, and of the output.
@@ -127,8 +249,8 @@ pub struct DeltaNet<'a> {
     /// Vector of `value_dim`: the weight of the output's norm.
     pub norm: Weight,
     pub eps: f32,
-    /// `[slots, value_heads * key_dim * value_dim]`: S of every head. Read and rewritten.
-    pub state: Buf,
+    /// State: S of every head, `[value_heads, key_dim, value_dim]`. Read and rewritten.
+    pub memory: Memory,
     pub seqs: &'a [SlotRows],
     /// `[rows, width]`
     pub out: Buf,
@@ -175,6 +297,11 @@ impl SsmShape {
         self.heads * self.head_dim * self.state_dim
     }
 
+    /// B is the key, the row's step times x what is added.
+    pub fn products(&self) -> Products {
+        Products { heads: self.heads, key_dim: self.state_dim, value_dim: self.head_dim }
+    }
+
     /// Heads of a group.
     pub fn group_heads(&self) -> usize {
         self.heads / self.groups.max(1)
@@ -211,8 +338,8 @@ pub struct SsmScan<'a> {
     pub eps: f32,
     /// Least and largest step, at least 0; the second may be infinite.
     pub limit: [f32; 2],
-    /// `[slots, heads * state_dim * head_dim]`: S of every head. Read and rewritten.
-    pub state: Buf,
+    /// State: S of every head, `[heads, state_dim, head_dim]`. Read and rewritten.
+    pub memory: Memory,
     pub seqs: &'a [SlotRows],
     /// `[rows, width]`
     pub out: Buf,

@@ -24,8 +24,8 @@ use crate::check::{self, Shape};
 use crate::slots::{Slots, next_device};
 use crate::tickets::Tickets;
 use crate::{
-    AppendKv, Attend, AttendEntries, Buf, ByteSource, Combine, Compress, Compute, ComputeError, DeltaNet,
-    DeviceInfo, Draw, Embed, Experts, Heads, HeldBytes, HyperExpand, HyperMix, Linear, Map, Norm,
+    AppendKv, Attend, AttendEntries, Buf, ByteSource, CatchUp, Combine, Compress, Compute, ComputeError,
+    DeltaNet, DeviceInfo, Draw, Embed, Experts, Heads, HeldBytes, HyperExpand, HyperMix, Linear, Map, Norm,
     PAGE_POSITIONS, Page, PageSpec, Pick, Picked, Pool, Result, Rope, Route, Select, ShortConv, SsmScan,
     Ticket, Weight, WeightKind, WeightSpec, act, draw, math,
 };
@@ -464,6 +464,10 @@ impl Compute for Reference {
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
         self.run_delta_net(args)
+    }
+
+    fn catch_up(&mut self, args: &CatchUp) -> Result<()> {
+        self.run_catch_up(args)
     }
 
     fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {

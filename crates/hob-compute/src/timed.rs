@@ -268,7 +268,7 @@ impl Compute for Timed {
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
         let note = |t: &Timed| {
             let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
-            let state = 2 * t.rows(args.state, args.seqs.len());
+            let state = 2 * t.rows(args.memory.state, args.seqs.len());
             (t.name(args.taps), t.rows(args.x, rows) + t.rows(args.out, rows) + state)
         };
         self.timed("short_conv", note, |dev| dev.short_conv(args))
@@ -277,7 +277,7 @@ impl Compute for Timed {
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
         let note = |t: &Timed| {
             let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
-            let state = 2 * t.rows(args.state, args.seqs.len());
+            let state = 2 * t.rows(args.memory.state, args.seqs.len());
             (
                 t.name(args.rate),
                 t.rows(args.qkv, rows) + t.rows(args.z, rows) + t.rows(args.out, rows) + state,
@@ -286,10 +286,15 @@ impl Compute for Timed {
         self.timed("delta_net", note, |dev| dev.delta_net(args))
     }
 
+    fn catch_up(&mut self, args: &CatchUp) -> Result<()> {
+        let note = |t: &Timed| (Cow::Borrowed(""), 2 * t.rows(args.memory.state, args.seqs.len()));
+        self.timed("catch_up", note, |dev| dev.catch_up(args))
+    }
+
     fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
         let note = |t: &Timed| {
             let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
-            let state = 2 * t.rows(args.state, args.seqs.len());
+            let state = 2 * t.rows(args.memory.state, args.seqs.len());
             (
                 t.name(args.rate),
                 t.rows(args.xbc, rows) + t.rows(args.z, rows) + t.rows(args.out, rows) + state,

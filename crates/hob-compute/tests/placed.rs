@@ -57,6 +57,7 @@ impl Compute for Counting {
         experts(args: &Experts) -> Result<()>;
         short_conv(args: &ShortConv) -> Result<()>;
         delta_net(args: &DeltaNet) -> Result<()>;
+        catch_up(args: &CatchUp) -> Result<()>;
         ssm_scan(args: &SsmScan) -> Result<()>;
         hyper_mix(args: &HyperMix) -> Result<()>;
         hyper_expand(args: &HyperExpand) -> Result<()>;

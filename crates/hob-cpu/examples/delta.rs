@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hob_compute::{
-    Buf, ByteSource, Compute, ComputeError, DeltaNet, DeltaShape, KeyHeads, SlotRows, Weight, WeightKind,
-    WeightSpec,
+    Buf, ByteSource, Compute, ComputeError, DeltaNet, DeltaShape, KeyHeads, Memory, SlotRows, Weight,
+    WeightKind, WeightSpec,
 };
 use hob_cpu::{Cpu, CpuConfig};
 use hob_quant::Format;
@@ -62,7 +62,7 @@ impl Bench {
 
     fn run(&mut self, layer: usize, rows: usize, position: usize) -> Result<(), ComputeError> {
         let ([rate, bias, norm], [qkv, z, beta, decay, out]) = (self.vectors, self.bufs);
-        let (state, seqs) = (self.states[layer], &[SlotRows { row: 0, rows, position, slot: 0 }]);
+        let (state, seqs) = (self.states[layer], &[SlotRows::new(0, rows, position, 0)]);
         self.dev.delta_net(&DeltaNet {
             shape: SHAPE,
             qkv,
@@ -73,7 +73,7 @@ impl Bench {
             bias,
             norm,
             eps: 1e-6,
-            state,
+            memory: Memory::plain(state),
             seqs,
             out,
         })

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hob_compute::{
-    Buf, ByteSource, Compute, ComputeError, SlotRows, SsmScan, SsmShape, Weight, WeightKind, WeightSpec,
+    Buf, ByteSource, Compute, ComputeError, Memory, SlotRows, SsmScan, SsmShape, Weight, WeightKind,
+    WeightSpec,
 };
 use hob_cpu::{Cpu, CpuConfig};
 use hob_quant::Format;
@@ -61,7 +62,7 @@ impl Bench {
 
     fn run(&mut self, layer: usize, rows: usize, position: usize) -> Result<(), ComputeError> {
         let ([rate, bias, skip, norm], [xbc, z, dt, out]) = (self.vectors, self.bufs);
-        let (state, seqs) = (self.states[layer], &[SlotRows { row: 0, rows, position, slot: 0 }]);
+        let (state, seqs) = (self.states[layer], &[SlotRows::new(0, rows, position, 0)]);
         self.dev.ssm_scan(&SsmScan {
             shape: SHAPE,
             xbc,
@@ -73,7 +74,7 @@ impl Bench {
             norm,
             eps: 1e-5,
             limit: [0.0, f32::INFINITY],
-            state,
+            memory: Memory::plain(state),
             seqs,
             out,
         })

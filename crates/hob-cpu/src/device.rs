@@ -19,10 +19,10 @@ use hob_compute::reference::attention::Scoring;
 use hob_compute::slots::{Slots, next_device};
 use hob_compute::tickets::Tickets;
 use hob_compute::{
-    AppendKv, Attend, AttendEntries, Buf, ByteSource, Compress, Compute, ComputeError, DeltaNet, DeviceInfo,
-    Embed, Experts, Heads, HeldBytes, HyperExpand, HyperMix, Linear, Map, Norm, PAGE_POSITIONS, Page,
-    PageSpec, Pick, Picked, Result, Rope, Route, Select, ShortConv, SsmScan, Ticket, Weight, WeightKind,
-    WeightSpec,
+    AppendKv, Attend, AttendEntries, Buf, ByteSource, CatchUp, Compress, Compute, ComputeError, DeltaNet,
+    DeviceInfo, Embed, Experts, Heads, HeldBytes, HyperExpand, HyperMix, Linear, Map, Norm, PAGE_POSITIONS,
+    Page, PageSpec, Pick, Picked, Result, Rope, Route, Select, ShortConv, SsmScan, Ticket, Weight,
+    WeightKind, WeightSpec,
 };
 
 use crate::arena::{Arena, HugeVec};
@@ -588,6 +588,10 @@ impl Compute for Cpu {
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
         recurrent::delta_net(self, args)
+    }
+
+    fn catch_up(&mut self, args: &CatchUp) -> Result<()> {
+        recurrent::catch_up(self, args)
     }
 
     fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {

@@ -157,7 +157,7 @@ impl Layer {
 }
 
 fn seq(row: usize, rows: usize, position: usize, slot: usize) -> SlotRows {
-    SlotRows { row, rows, position, slot }
+    SlotRows::new(row, rows, position, slot)
 }
 
 /// Sequences that begin, go on, and end at any place of a block, alone and together.

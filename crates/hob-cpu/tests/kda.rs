@@ -4,14 +4,16 @@ mod common;
 
 use common::{buffer, classes, contents, cpu, same_bits, weight};
 use hob_compute::reference::Reference;
-use hob_compute::{Compute, ComputeError, DeltaNet, DeltaShape, KeyHeads, SlotRows, WeightKind};
+use hob_compute::{
+    Commit, Compute, ComputeError, DeltaNet, DeltaShape, KeyHeads, Memory, SlotRows, WeightKind,
+};
 use hob_quant::Format;
 use hob_testkit::rng::Rng;
 
 const SLOTS: usize = 2;
 
 fn seq(row: usize, rows: usize, position: usize, slot: usize) -> SlotRows {
-    SlotRows { row, rows, position, slot }
+    SlotRows::new(row, rows, position, slot)
 }
 
 /// Runs batches, each of a prompt's rows, one after the other: outputs, then the state. `decays` of a head.
@@ -29,6 +31,7 @@ fn run(
     let spec = hob_compute::WeightSpec { name, kind, format, rows: 1, cols: heads };
     let rate = dev.load(&spec, std::sync::Arc::new(common::Bytes { bytes: rates, mapped: true }))?;
     let state = buffer(dev, shape.state(), &Rng::new(7).normal_vec(SLOTS * shape.state(), 1.0));
+    let memory = Memory::plain(state);
     let widths = [shape.channels(), shape.width(), heads, heads * shape.key_dim];
     let text = [1, 2, 3, 4].map(|i: usize| Rng::new(i as u64).normal_vec(300 * widths[i - 1], 1.0));
     let mut all = Vec::new();
@@ -45,7 +48,7 @@ fn run(
         }
         let [qkv, z, beta, decay] = [0, 1, 2, 3].map(|i| buffer(dev, widths[i], &inputs[i]));
         let (out, eps) = (dev.alloc(rows, shape.width())?, 1e-6);
-        dev.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, state, seqs, out })?;
+        dev.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, memory, seqs, out })?;
         all.extend(contents(dev, out, rows * shape.width()));
     }
     all.extend(contents(dev, state, SLOTS * shape.state()));
@@ -117,5 +120,15 @@ fn a_bias_of_another_width_is_an_error() {
     for dev in [&mut Reference::new(false) as &mut dyn Compute, &mut cpu(classes()[0], 1, false)] {
         let error = run(dev, (shapes()[0], 1), &batches).expect_err("a bias for each head only");
         assert!(error.to_string().contains("a bias"), "{error}");
+    }
+}
+
+#[test]
+fn rows_that_are_held_are_an_error() {
+    let batches = [vec![SlotRows { commit: Commit::Hold, ..seq(0, 1, 7, 1) }]];
+    let shape = shapes()[0];
+    for dev in [&mut Reference::new(false) as &mut dyn Compute, &mut cpu(classes()[0], 1, false)] {
+        let error = run(dev, (shape, shape.key_dim), &batches).expect_err("records have one decay of a head");
+        assert!(error.to_string().contains("held rows at position 7"), "{error}");
     }
 }

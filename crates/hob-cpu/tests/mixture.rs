@@ -5,8 +5,8 @@ mod common;
 use common::{agree, buffer, classes, contents, cpu, random, same_bits, weight};
 use hob_compute::reference::Reference;
 use hob_compute::{
-    Activation, Buf, ByteSource, Compute, ComputeError, ConvForm, Experts, Gating, GroupScore, Groups, Route,
-    Routing, ShortConv, SlotRows, Weight, WeightKind, WeightSpec,
+    Activation, Buf, ByteSource, Compute, ComputeError, ConvForm, Experts, Gating, GroupScore, Groups,
+    Memory, Route, Routing, ShortConv, SlotRows, Weight, WeightKind, WeightSpec,
 };
 use hob_cpu::arena::Arena;
 use hob_cpu::linear::{LoadCtx, Matrix, experts};
@@ -400,7 +400,7 @@ impl Conv {
             x: bcu,
             taps: self.taps,
             bias: None,
-            state: self.state,
+            memory: Memory::plain(self.state),
             seqs,
             out,
         })
@@ -415,7 +415,7 @@ impl Conv {
 
 #[test]
 fn short_conv_is_the_oracles_also_in_ragged_batches() {
-    let seq = |row, rows, position, slot| SlotRows { row, rows, position, slot };
+    let seq = |row, rows, position, slot| SlotRows::new(row, rows, position, slot);
     let batches = [
         vec![seq(0, 300, 0, 1)],
         vec![seq(0, 1, 0, 0), seq(1, 7, 300, 1), seq(8, 2, 0, 2)],
@@ -450,12 +450,12 @@ fn chunks_of_a_convolution_do_not_change_a_bit() {
     let x = Rng::new(1).normal_vec(ROWS * 3 * DIM, 1.0);
     for isa in classes() {
         let new = || Conv::new(cpu(isa, 2, false), 4);
-        let whole = new().run(&x, &[SlotRows { row: 0, rows: ROWS, position: 0, slot: 2 }]);
+        let whole = new().run(&x, &[SlotRows::new(0, ROWS, 0, 2)]);
         for chunk in [1, 2, 3, 7, 49] {
             let (mut conv, mut cut) = (new(), Vec::new());
             for (i, part) in x.chunks(chunk * 3 * DIM).enumerate() {
                 let rows = part.len() / (3 * DIM);
-                cut.extend(conv.run(part, &[SlotRows { row: 0, rows, position: i * chunk, slot: 2 }]));
+                cut.extend(conv.run(part, &[SlotRows::new(0, rows, i * chunk, 2)]));
             }
             same_bits(&format!("{isa}, chunks of {chunk}"), &whole, &cut);
         }
@@ -468,7 +468,7 @@ fn a_convolution_by_hand() {
     let taps = Rng::new(6).normal_vec(DIM * 3, 0.5);
     // B = 2, C = 3, u = 1: v is 2 everywhere; the first position sees one tap, the second two.
     let row: Vec<f32> = [2.0, 3.0, 1.0].into_iter().flat_map(|v| [v; DIM]).collect();
-    let out = conv.run(&row.repeat(3), &[SlotRows { row: 0, rows: 3, position: 0, slot: 0 }]);
+    let out = conv.run(&row.repeat(3), &[SlotRows::new(0, 3, 0, 0)]);
     for c in 0..DIM {
         let w = &taps[c * 3..][..3];
         let expected = [w[2], w[1] + w[2], w[0] + w[1] + w[2]].map(|sum| 6.0 * sum);
@@ -596,9 +596,9 @@ fn what_does_not_fit_is_an_error() {
             let taps = weight(dev, 6, WeightKind::Vector, Format::F32, 1, DIM * 3);
             let (bcu, state) = (random(dev, 1, 4, 3 * DIM), random(dev, 2, 3, 2 * DIM));
             let out = dev.alloc(4, DIM)?;
-            let seqs = [SlotRows { row: 0, rows, position: 0, slot }];
-            let (form, bias) = (ConvForm::Gated, None);
-            dev.short_conv(&ShortConv { form, x: bcu, taps, bias, state, seqs: &seqs, out })
+            let (form, bias, memory) = (ConvForm::Gated, None, Memory::plain(state));
+            let seqs = [SlotRows::new(0, rows, 0, slot)];
+            dev.short_conv(&ShortConv { form, x: bcu, taps, bias, memory, seqs: &seqs, out })
         });
     }
 }

@@ -4,8 +4,8 @@ mod common;
 
 use common::{buffer, classes, cpu, random, weight};
 use hob_compute::{
-    Activation, Compute, ConvForm, DeltaNet, DeltaShape, Experts, Gating, KeyHeads, Route, Routing,
-    ShortConv, SlotRows, WeightKind,
+    Activation, Commit, Compute, ConvForm, DeltaNet, DeltaShape, Experts, Gating, KeyHeads, Memory, Route,
+    Routing, ShortConv, SlotRows, WeightKind,
 };
 use hob_quant::Format;
 use hob_testkit::alloc::{CountingAllocator, measure_process};
@@ -44,7 +44,10 @@ fn routing_experts_and_recurrences_allocate_nothing() {
             let [qkv, z, beta, decay] = [64, 32, 2, 2].map(|width| random(&mut dev, 10, 20, width));
             let mut vector = |cols| weight(&mut dev, 11, WeightKind::Vector, Format::F32, 1, cols);
             let (rate, bias, norm) = (vector(2), vector(2), vector(16));
-            let (memory, mixed) = (random(&mut dev, 12, 1, shape.state()), dev.alloc(20, 32).unwrap());
+            let (state_of_delta, mixed) =
+                (random(&mut dev, 12, 1, shape.state()), dev.alloc(20, 32).unwrap());
+            let records = dev.alloc(1, 4 * 2 * shape.products().record()).unwrap();
+            let memory = Memory { state: state_of_delta, records: Some(records) };
             let mut step = |input: &[f32]| {
                 dev.upload(x, 0, input).unwrap();
                 dev.upload(logits, 0, &input[..rows * COUNT]).unwrap();
@@ -66,14 +69,28 @@ fn routing_experts_and_recurrences_allocate_nothing() {
                     add: false,
                 })
                 .unwrap();
-                let seqs = [SlotRows { row: 0, rows, position: 5, slot: 0 }];
-                let form = ConvForm::Gated;
-                dev.short_conv(&ShortConv { form, x: bcu, taps, bias: None, state, seqs: &seqs, out })
-                    .unwrap();
+                let seqs = [SlotRows::new(0, rows, 5, 0)];
+                let (form, unbiased, columns) = (ConvForm::Gated, None, Memory::plain(state));
+                dev.short_conv(&ShortConv {
+                    form,
+                    x: bcu,
+                    taps,
+                    bias: unbiased,
+                    memory: columns,
+                    seqs: &seqs,
+                    out,
+                })
+                .unwrap();
                 // Row by row and as a chunk.
-                for (rows, position) in [(rows, 70), (20, 0)] {
-                    let (seqs, state, out, eps) =
-                        (&[SlotRows { row: 0, rows, position, slot: 0 }], memory, mixed, 1e-6);
+                for (rows, position, commit) in [
+                    (rows, 70, Commit::Now),
+                    (20, 0, Commit::Now),
+                    (3, 20, Commit::Hold),
+                    (1, 22, Commit::Hold),
+                ] {
+                    let accepted = if position == 22 { 2 } else { 0 };
+                    let seqs = &[SlotRows { accepted, commit, ..SlotRows::new(0, rows, position, 0) }];
+                    let (out, eps) = (mixed, 1e-6);
                     dev.delta_net(&DeltaNet {
                         shape,
                         qkv,
@@ -84,7 +101,7 @@ fn routing_experts_and_recurrences_allocate_nothing() {
                         bias,
                         norm,
                         eps,
-                        state,
+                        memory,
                         seqs,
                         out,
                     })

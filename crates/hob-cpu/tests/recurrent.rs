@@ -6,7 +6,7 @@ mod common;
 use common::{buffer, classes, contents, cpu, same_bits, weight};
 use hob_compute::reference::Reference;
 use hob_compute::{
-    Activation, Buf, Compute, ComputeError, ConvForm, DeltaNet, DeltaShape, KeyHeads, Map, ShortConv,
+    Activation, Buf, Compute, ComputeError, ConvForm, DeltaNet, DeltaShape, KeyHeads, Map, Memory, ShortConv,
     SlotRows, SsmScan, SsmShape, Weight, WeightKind,
 };
 use hob_quant::Format;
@@ -15,7 +15,7 @@ use hob_testkit::rng::Rng;
 const SLOTS: usize = 3;
 
 fn seq(row: usize, rows: usize, position: usize, slot: usize) -> SlotRows {
-    SlotRows { row, rows, position, slot }
+    SlotRows::new(row, rows, position, slot)
 }
 
 fn shape(
@@ -94,7 +94,7 @@ impl Delta {
             bias,
             norm,
             eps: 1e-6,
-            state,
+            memory: Memory::plain(state),
             seqs,
             out,
         })?;
@@ -184,8 +184,8 @@ fn plain_convolutions_are_the_oracles() {
                 let x = buffer(dev, DIM, &Rng::new(i as u64).normal_vec(40 * DIM, 2.0));
                 let out = dev.alloc(40, DIM).unwrap();
                 for bias in [None, Some(bias)] {
-                    let form = ConvForm::Silu;
-                    dev.short_conv(&ShortConv { form, x, taps, bias, state, seqs, out }).unwrap();
+                    let (form, memory) = (ConvForm::Silu, Memory::plain(state));
+                    dev.short_conv(&ShortConv { form, x, taps, bias, memory, seqs, out }).unwrap();
                     all.extend(contents(dev, out, 40 * DIM));
                 }
                 all.extend(contents(dev, state, SLOTS * DIM * (count - 1)));
@@ -255,7 +255,21 @@ impl Ssm {
         let xbc = buffer(dev, shape.channels(), &inputs[0]);
         let (z, dt) = (buffer(dev, shape.width(), &inputs[1]), buffer(dev, shape.heads, &inputs[2]));
         let (out, eps) = (dev.alloc(rows, shape.width())?, 1e-5);
-        dev.ssm_scan(&SsmScan { shape, xbc, z, dt, rate, bias, skip, norm, eps, limit, state, seqs, out })?;
+        dev.ssm_scan(&SsmScan {
+            shape,
+            xbc,
+            z,
+            dt,
+            rate,
+            bias,
+            skip,
+            norm,
+            eps,
+            limit,
+            memory: Memory::plain(state),
+            seqs,
+            out,
+        })?;
         Ok(contents(dev, out, rows * shape.width()))
     }
 

@@ -116,7 +116,7 @@ impl Engine {
             logit_rows: layout.logit_rows,
             jobs: Vec::with_capacity(layout.sequences),
             turn: 0,
-            ahead: runtime.info().asynchronous && !model.info().recurrent(),
+            ahead: runtime.info().asynchronous && (!model.info().recurrent() || layout.held_rows > 0),
             windowed: model.info().config.layers.iter().any(|layer| layer.window.is_some()),
             batch: Batch { rows: Vec::with_capacity(layout.chunk_rows) },
             draws: Vec::with_capacity(layout.logit_rows),
@@ -366,6 +366,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.land(&mut |_, _| {});
         for mut job in std::mem::take(&mut self.jobs) {
             self.cut_back(&mut job);
             self.keep_end(&mut job);

@@ -3,9 +3,10 @@
 //! A device that works behind our back ([`hob_compute::DeviceInfo::asynchronous`]) would stand still while the host
 //! reads tokens and records the next batch. So one batch is recorded ahead: a job whose next token is drawn on the device
 //! goes on with it ([`hob_compute::Token::Device`]) before the host knows it. A job that turns out to have ended takes
-//! the row back that ran ahead. What needs the token on the host sits out every second batch: samplers that look at whole
-//! rows of logits. Recurrent state cannot be taken back: such models have one batch at a time. A device that runs at
-//! once is never recorded ahead, which would only delay its tokens.
+//! the row back that ran ahead: it is a draft ([`hob_model::Row::draft`]). Recurrent state holds such rows where the layout
+//! has room for their records, and is otherwise never recorded ahead. What needs the token on the host sits out every
+//! second batch: samplers that look at whole rows of logits. A device that runs at once is never recorded ahead, which
+//! would only delay its tokens.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;

@@ -20,6 +20,7 @@ mod sampler;
 mod session;
 mod step;
 mod stop;
+mod stops;
 mod trace;
 mod transcript;
 mod writer;

@@ -35,26 +35,18 @@ pub(crate) fn snapshot_stride(model: &Model) -> Option<usize> {
     Some(if small { PAGE_POSITIONS } else { SNAPSHOT_POSITIONS })
 }
 
-/// Most rows that a job may add so that recurrent state is met where it is to be kept: at multiples of the stride, and
-/// before the prompt's last token, where an exact repeat goes on.
-pub(crate) fn rows_to_snapshot(stride: usize, ready: usize, prompt_tokens: usize) -> usize {
-    let next = (ready / stride + 1) * stride;
-    let last = prompt_tokens - 1;
-    if ready < last { next.min(last) - ready } else { next - ready }
-}
-
 impl Engine {
     /// After a batch has run, before its tokens are counted: seals and hands over what its jobs completed.
     ///
     /// # Errors
     /// What the model and the device say.
     pub(crate) fn keep_pages(&mut self) -> Result<()> {
-        let Engine { jobs, model, runtime, disk, snapshot_stride, .. } = self;
+        let Engine { jobs, model, runtime, disk, .. } = self;
         let Some(model) = model else { return Ok(()) };
         for job in jobs.iter_mut().filter(|j| j.flight.rows > 0) {
             let len = job.session.ready + job.flight.rows;
-            let snapshot = snapshot_stride
-                .is_some_and(|stride| len.is_multiple_of(stride) || len + 1 == job.recalled.prompt_tokens);
+            let stops = job.recalled.stops.as_ref();
+            let snapshot = stops.is_some_and(|stops| stops.is_at(len));
             let full = len - len % PAGE_POSITIONS;
             if full <= job.session.stored.sealed && !snapshot {
                 continue;
@@ -63,7 +55,7 @@ impl Engine {
             let mut keeper = Keeper { model, device, disk: disk.as_ref(), wait: Duration::ZERO };
             keeper.store_pages(&mut job.session, if snapshot { len } else { full })?;
             if snapshot {
-                keeper.keep(&mut job.session, len, false)?;
+                keeper.keep(&mut job.session, len, stops.is_some_and(|stops| stops.is_end(len)))?;
             } else {
                 keeper.seal(&mut job.session, len)?;
             }
@@ -129,7 +121,11 @@ impl Keeper<'_> {
             let tokens = session.tokens[..len].to_vec();
             disk.writer.push(Entry { tokens, what: What::Snapshot { state, turn_end } });
         }
-        self.model.keep(self.device, sequence, &session.tokens[..len])?;
+        let tokens = &session.tokens[..len];
+        match turn_end {
+            true => self.model.keep(self.device, sequence, tokens)?,
+            false => self.model.keep_passing(self.device, sequence, tokens)?,
+        }
         session.stored.sealed = len - len % PAGE_POSITIONS;
         Ok(())
     }
@@ -172,30 +168,5 @@ impl Session {
             self.stored.tokens = disk.store.find(&disk.identity, &self.tokens).tokens;
             self.stored.epoch = epoch;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prefills_stop_where_state_is_kept() {
-        let walk = |stride, prompt_tokens, chunk: usize| {
-            let (mut ready, mut stops) = (0, Vec::new());
-            while ready < prompt_tokens {
-                ready += rows_to_snapshot(stride, ready, prompt_tokens).min(chunk).min(prompt_tokens - ready);
-                stops.push(ready);
-            }
-            stops
-        };
-        assert_eq!(walk(256, 600, 512), [256, 512, 599, 600]);
-        assert_eq!(walk(256, 513, 512), [256, 512, 513]);
-        assert_eq!(walk(256, 512, 512), [256, 511, 512]);
-        assert_eq!(walk(2048, 700, 512), [512, 699, 700]);
-        assert_eq!(walk(2048, 1, 512), [1]);
-        assert_eq!(walk(2048, 2, 512), [1, 2]);
-        // A reply goes on token by token.
-        assert_eq!(rows_to_snapshot(256, 700, 600), 68);
     }
 }

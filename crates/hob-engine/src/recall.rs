@@ -17,6 +17,7 @@ use crate::job::{Event, Job, JobId};
 use crate::outcome::Figures;
 use crate::request::Prompt;
 use crate::session::Session;
+use crate::stops::Stops;
 
 /// What was found of a prompt.
 #[derive(Debug, Default)]
@@ -33,6 +34,8 @@ pub(crate) struct Recalled {
     pub recompute_estimate: Duration,
     /// What is still to be restored.
     pub restore: Option<Restore>,
+    /// Where the state of a recurrent model is kept.
+    pub stops: Option<Stops>,
 }
 
 impl Recalled {
@@ -83,17 +86,28 @@ impl Engine {
         };
         session.set(&tokens, reused_tokens);
         let mut recalled = Recalled { prompt_tokens: tokens.len(), reused_tokens, ..Recalled::default() };
-        let Some(disk) = &self.disk else { return Ok(recalled) };
-        let found = disk.store.find(&disk.identity, &tokens[..most]);
-        session.know_stored(disk, found.tokens);
-        if let Some(restore) = Restore::plan(&found, model, sequence, reused_tokens) {
-            recalled.restore_estimate = self.rates.restore_time(restore.bytes);
-            recalled.recompute_estimate = self.rates.recompute_time(restore.target - reused_tokens);
-            if recalled.restore_estimate < recalled.recompute_estimate {
-                recalled.restore = Some(restore);
-            }
-        }
+        recalled.restore = self.plan_restore(session, &tokens, &mut recalled);
+        let from = recalled.restore.as_ref().map_or(reused_tokens, |restore| restore.target);
+        let ends = self.front.tokenizer().end_tokens();
+        recalled.stops = self.snapshot_stride.map(|stride| Stops::of(stride, &tokens, from, ends));
         Ok(recalled)
+    }
+
+    /// What of a prompt comes from disk, if that is worth it.
+    fn plan_restore(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        recalled: &mut Recalled,
+    ) -> Option<Restore> {
+        let (disk, sequence, reused_tokens) =
+            (self.disk.as_ref()?, session.sequence?, recalled.reused_tokens);
+        let found = disk.store.find(&disk.identity, &tokens[..tokens.len() - 1]);
+        session.know_stored(disk, found.tokens);
+        let restore = Restore::plan(&found, self.model(), sequence, reused_tokens)?;
+        recalled.restore_estimate = self.rates.restore_time(restore.bytes);
+        recalled.recompute_estimate = self.rates.recompute_time(restore.target - reused_tokens);
+        (recalled.restore_estimate < recalled.recompute_estimate).then_some(restore)
     }
 
     /// Restores one piece for every job that waits for some: a step of one job is no longer than that.
@@ -125,7 +139,12 @@ fn restore_piece(job: &mut Job, disk: &Disk, model: &mut Model, device: &mut dyn
                 empty(model, sequence);
             }
             let most = tokens.len() - 1;
-            model.resume(device, sequence, tokens, most).unwrap_or_else(|_| empty(model, sequence))
+            let held =
+                model.resume(device, sequence, tokens, most).unwrap_or_else(|_| empty(model, sequence));
+            // More is run than was planned, past other places where state is kept.
+            let ends = job.session.front.tokenizer().end_tokens();
+            job.recalled.stops = job.recalled.stops.take().map(|stops| stops.again(tokens, held, ends));
+            held
         }
     };
     let took = since.elapsed();

@@ -17,7 +17,6 @@ use crate::error::{EngineError, Result};
 use crate::flight::{Flight, Flying};
 use crate::job::{Event, Job, JobId};
 use crate::outcome::Finish;
-use crate::persist::rows_to_snapshot;
 use crate::recall::empty;
 use crate::sampler::Need;
 
@@ -32,6 +31,10 @@ impl Engine {
     ///
     /// Errors reach the jobs concerned through [`Event::Done`]. The loss of the device ends all jobs.
     pub fn step(&mut self, sink: Sink<'_>) -> usize {
+        if self.jobs.iter().any(|job| job.cancel.is_cancelled() && job.flight.rows > 0) {
+            // What its rows came to stays.
+            self.land(sink);
+        }
         self.end_cancelled(sink);
         self.restore_pieces(sink);
         // The pass and the sampling are guarded; the caller's sink is not our business and runs outside.
@@ -85,16 +88,14 @@ impl Engine {
     fn schedule(&mut self, drawn: bool) {
         let Engine { jobs, batch, windowed, .. } = self;
         batch.rows.clear();
-        let mut room = Room {
-            rows: self.chunk_rows,
-            logit_rows: self.logit_rows,
-            next_logit_row: 0,
-            snapshot_stride: self.snapshot_stride,
-        };
+        let mut room = Room { rows: self.chunk_rows, logit_rows: self.logit_rows, next_logit_row: 0 };
         for job in jobs.iter_mut() {
             job.next = Flight::default();
-            // Pages that leave a window are sealed before: not so those of a chunk in flight.
-            let waits = *windowed && job.flight.rows > 1;
+            // Pages that leave a window are sealed before: not so those of a chunk in flight. State is kept before more
+            // rows move it on.
+            let end = job.session.ready + job.flight.rows;
+            let kept = job.recalled.stops.as_ref().is_some_and(|stops| stops.is_at(end));
+            let waits = (*windowed && job.flight.rows > 1) || (kept && job.flight.rows > 0);
             job.offered = if waits { 0 } else { job.pending(drawn) };
         }
         let count = jobs.len();
@@ -243,8 +244,6 @@ struct Room {
     rows: usize,
     logit_rows: usize,
     next_logit_row: usize,
-    /// Where the jobs of a recurrent model are to stop.
-    snapshot_stride: Option<usize>,
 }
 
 impl Room {
@@ -254,8 +253,8 @@ impl Room {
         let offered = job.offered;
         let from = job.session.ready + job.flight.rows;
         let mut take = offered.min(self.rows);
-        if let Some(stride) = self.snapshot_stride {
-            take = take.min(rows_to_snapshot(stride, from, job.recalled.prompt_tokens));
+        if let Some(stops) = &job.recalled.stops {
+            take = take.min(stops.rows_to_next(from));
         }
         if take == offered && self.logit_rows == 0 {
             take -= 1;
@@ -269,7 +268,9 @@ impl Room {
         for position in from..from + take {
             let known = job.session.tokens.get(position);
             let token = known.map_or(Token::Device(drawn), |&token| Token::Host(token));
-            batch.rows.push(Row { sequence, position: position as u32, token, logits: position == last });
+            // A token that ends the reply is not part of it.
+            let (draft, logits) = (known.is_none(), position == last);
+            batch.rows.push(Row { sequence, position: position as u32, token, logits, draft });
         }
         job.next.rows = take;
         self.rows -= take;

@@ -24,9 +24,10 @@ fn engine_with(runtime: &Arc<Runtime>, file: &Arc<ModelFile>, cache: &CacheConfi
     load_with(runtime, file, roomy(1, 1024), cache)
 }
 
-/// Models whose state is of different kinds: K and V only, with biases, behind windows, recurrent in two ways, a latent.
+/// Models whose state is of different kinds: K and V only, with biases, behind windows, recurrent in three ways, a latent,
+/// compressed entries.
 fn models() -> Vec<(&'static str, Arc<ModelFile>)> {
-    ["llama_tied", "qwen2", "gemma3", "lfm2", "qwen3_5", "deepseek_v3", "deepseek_v4"]
+    ["llama_tied", "qwen2", "gemma3", "lfm2", "qwen3_5", "nemotron_h", "mamba2", "deepseek_v3", "deepseek_v4"]
         .map(|name| (name, reference_model(name)))
         .into()
 }

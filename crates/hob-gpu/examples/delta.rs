@@ -8,7 +8,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use hob_compute::{Buf, Compute, DeltaNet, DeltaShape, KeyHeads, SlotRows, Weight};
+use hob_compute::{Buf, Compute, DeltaNet, DeltaShape, KeyHeads, Memory, SlotRows, Weight};
 use hob_gpu::{Gpu, GpuConfig};
 
 const SHAPE: DeltaShape =
@@ -59,7 +59,7 @@ impl Bench {
             bias,
             norm,
             eps,
-            state,
+            memory: Memory::plain(state),
             seqs,
             out,
         })?)
@@ -109,8 +109,7 @@ fn main() -> Fallible<()> {
     let most = prompts.iter().copied().max().unwrap_or(64).max(SLOTS);
     let mut bench = Bench::new(dev, most)?;
     for sequences in [1, 4, SLOTS] {
-        let seqs: Vec<_> =
-            (0..sequences).map(|s| SlotRows { row: s, rows: 1, position: 100, slot: s }).collect();
+        let seqs: Vec<_> = (0..sequences).map(|s| SlotRows::new(s, 1, 100, s)).collect();
         let us = bench.time(seconds, &seqs)?;
         let bytes = (sequences * 2 * 4 * SHAPE.state()) as f64;
         println!(
@@ -120,7 +119,7 @@ fn main() -> Fallible<()> {
         );
     }
     for rows in prompts {
-        let seqs = [SlotRows { row: 0, rows, position: 0, slot: 0 }];
+        let seqs = [SlotRows::new(0, rows, 0, 0)];
         let us = bench.time(seconds, &seqs)?;
         println!("{rows} rows: {us:.1} us, {:.3} a row; {}", us / rows as f64, bench.parts(&seqs)?);
     }

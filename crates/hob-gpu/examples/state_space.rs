@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hob_compute::{Buf, ByteSource, Compute, SlotRows, SsmScan, SsmShape, Weight, WeightKind, WeightSpec};
+use hob_compute::{
+    Buf, ByteSource, Compute, Memory, SlotRows, SsmScan, SsmShape, Weight, WeightKind, WeightSpec,
+};
 use hob_gpu::{Gpu, GpuConfig};
 use hob_quant::Format;
 
@@ -64,7 +66,21 @@ impl Bench {
     fn run(&mut self, layer: usize, seqs: &[SlotRows]) -> Fallible<()> {
         let ([rate, bias, skip, norm], [xbc, z, dt, out]) = (self.vectors, self.bufs);
         let (state, shape, eps, limit) = (self.states[layer % LAYERS], SHAPE, 1e-5, [0.0, f32::INFINITY]);
-        let args = SsmScan { shape, xbc, z, dt, rate, bias, skip, norm, eps, limit, state, seqs, out };
+        let args = SsmScan {
+            shape,
+            xbc,
+            z,
+            dt,
+            rate,
+            bias,
+            skip,
+            norm,
+            eps,
+            limit,
+            memory: Memory::plain(state),
+            seqs,
+            out,
+        };
         Ok(self.dev.ssm_scan(&args)?)
     }
 
@@ -112,8 +128,7 @@ fn main() -> Fallible<()> {
     let most = prompts.iter().copied().max().unwrap_or(64).max(SLOTS);
     let mut bench = Bench::new(dev, most)?;
     for sequences in [1, 4, SLOTS] {
-        let seqs: Vec<_> =
-            (0..sequences).map(|s| SlotRows { row: s, rows: 1, position: 100, slot: s }).collect();
+        let seqs: Vec<_> = (0..sequences).map(|s| SlotRows::new(s, 1, 100, s)).collect();
         let us = bench.time(seconds, &seqs)?;
         let bytes = (sequences * 2 * 4 * SHAPE.state()) as f64;
         println!(
@@ -123,7 +138,7 @@ fn main() -> Fallible<()> {
         );
     }
     for rows in prompts {
-        let seqs = [SlotRows { row: 0, rows, position: 0, slot: 0 }];
+        let seqs = [SlotRows::new(0, rows, 0, 0)];
         let us = bench.time(seconds, &seqs)?;
         println!("{rows} rows: {us:.1} us, {:.3} a row; {}", us / rows as f64, bench.parts(&seqs)?);
     }

@@ -346,19 +346,24 @@ impl Compute for Gpu {
     }
 
     fn short_conv(&mut self, args: &ShortConv) -> Result<()> {
-        self.enter("short_conv", &[args.x, args.state], &[args.out])?;
+        self.enter("short_conv", &[args.x, args.memory.state], &[args.out])?;
         self.run_short_conv(args)
     }
 
     fn delta_net(&mut self, args: &DeltaNet) -> Result<()> {
-        let DeltaNet { qkv, z, beta, decay, state, out, .. } = *args;
-        self.enter("delta_net", &[qkv, z, beta, decay, state], &[out])?;
+        let DeltaNet { qkv, z, beta, decay, memory, out, .. } = *args;
+        self.enter("delta_net", &[qkv, z, beta, decay, memory.state], &[out])?;
         self.run_delta_net(args)
     }
 
+    fn catch_up(&mut self, args: &CatchUp) -> Result<()> {
+        self.enter("catch_up", &[args.memory.state], &[])?;
+        self.run_catch_up(args)
+    }
+
     fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
-        let SsmScan { xbc, z, dt, state, out, .. } = *args;
-        self.enter("ssm_scan", &[xbc, z, dt, state], &[out])?;
+        let SsmScan { xbc, z, dt, memory, out, .. } = *args;
+        self.enter("ssm_scan", &[xbc, z, dt, memory.state], &[out])?;
         self.run_ssm_scan(args)
     }
 

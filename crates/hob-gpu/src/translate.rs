@@ -37,6 +37,12 @@ fn vector(gpu: &mut Gpu, cols: usize) -> Weight {
     load(gpu, WeightKind::Vector, Format::F32, 1, cols)
 }
 
+/// What two slots remember: without and with records.
+fn memories(gpu: &mut Gpu, recurrence: &Recurrence) -> Result<[Memory; 2]> {
+    let plain = Memory::plain(gpu.alloc(2, recurrence.state())?);
+    Ok([plain, Memory { records: Some(gpu.alloc(2, 8 * recurrence.record())?), ..plain }])
+}
+
 /// Formats with a form of their own on the device.
 fn formats() -> impl Iterator<Item = Format> {
     Format::ALL.iter().copied().filter(|&f| f.can_decode() && crate::format::device_format(f) == f)
@@ -84,15 +90,19 @@ fn rows_verbs(gpu: &mut Gpu) -> Result<()> {
         })?;
     }
     for taps in [2, 3, 4] {
-        let (taps_, state) = (vector(gpu, taps * 64), gpu.alloc(2, (taps - 1) * 64)?);
-        let (bcu, out) = (gpu.alloc(2, 192)?, gpu.alloc(2, 64)?);
-        let seqs = &[SlotRows { row: 0, rows: 2, position: 0, slot: 1 }];
-        let form = ConvForm::Gated;
-        let taps = taps_;
-        gpu.short_conv(&ShortConv { form, x: bcu, taps, bias: None, state, seqs, out })?;
-        let (form, x, plain) = (ConvForm::Silu, out, gpu.alloc(2, 64)?);
-        for bias in [None, Some(vector(gpu, 64))] {
-            gpu.short_conv(&ShortConv { form, x, taps, bias, state, seqs, out: plain })?;
+        let (weight, bcu, x) = (vector(gpu, taps * 64), gpu.alloc(2, 192)?, gpu.alloc(2, 64)?);
+        let recurrence = Recurrence::Conv { channels: 64, taps };
+        for memory in memories(gpu, &recurrence)? {
+            let (plain, bias) = (gpu.alloc(2, 64)?, Some(vector(gpu, 64)));
+            for (form, x, bias, out) in [
+                (ConvForm::Gated, bcu, None, x),
+                (ConvForm::Silu, x, None, plain),
+                (ConvForm::Silu, x, bias, plain),
+            ] {
+                let seqs = &[SlotRows::new(0, 2, 0, 1)];
+                gpu.short_conv(&ShortConv { form, x, taps: weight, bias, memory, seqs, out })?;
+            }
+            gpu.catch_up(&CatchUp { recurrence, memory, seqs: &[SlotRows::new(0, 0, 0, 1)] })?;
         }
     }
     for (vocab, k) in [(3000, 1), (3000, 40), (100, 1), (100, 40)] {
@@ -209,7 +219,7 @@ fn compressed(gpu: &mut Gpu) -> Result<()> {
         let (recent, entries) = (gpu.alloc(2, 10 * 2 * width)?, gpu.alloc(20, dim)?);
         let (bias, norm, sinks) = (vector(gpu, 4 * width), vector(gpu, dim), vector(gpu, heads));
         let rotation = Rotation { freqs, pairs, magnitude: 1.0 };
-        let (eps, seqs) = (1e-6, &[SlotRows { row: 0, rows, position: 3, slot: 1 }]);
+        let (eps, seqs) = (1e-6, &[SlotRows::new(0, rows, 3, 1)]);
         gpu.compress(&Compress { shape, kv, gate, bias, norm, eps, rotation, recent, entries, seqs })?;
         let (q, own, weights) =
             (gpu.alloc(rows, heads * dim)?, gpu.alloc(rows, dim)?, gpu.alloc(rows, heads)?);
@@ -314,12 +324,15 @@ fn deltas(gpu: &mut Gpu) -> Result<()> {
         let (rate, norm) = (vector(gpu, 4), vector(gpu, value_dim));
         let (qkv, z) = (gpu.alloc(80, shape.channels())?, gpu.alloc(80, shape.width())?);
         let beta = gpu.alloc(80, 4)?;
-        let (state, out) = (gpu.alloc(2, shape.state())?, gpu.alloc(80, shape.width())?);
-        let seqs = &[SlotRows { row: 0, rows: 80, position: 0, slot: 1 }];
-        let eps = 1e-6;
-        for width in [4, 4 * key_dim] {
-            let (decay, bias) = (gpu.alloc(80, width)?, vector(gpu, width));
-            gpu.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, state, seqs, out })?;
+        let (eps, out, recurrence) = (1e-6, gpu.alloc(80, shape.width())?, Recurrence::Delta(shape));
+        for memory in memories(gpu, &recurrence)? {
+            let seqs = &[SlotRows::new(0, 80, 0, 1)];
+            for width in [4, 4 * key_dim] {
+                let (decay, bias) = (gpu.alloc(80, width)?, vector(gpu, width));
+                let args = DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, memory, seqs, out };
+                gpu.delta_net(&args)?;
+            }
+            gpu.catch_up(&CatchUp { recurrence, memory, seqs: &[SlotRows::new(0, 0, 0, 1)] })?;
         }
     }
     Ok(())
@@ -331,13 +344,15 @@ fn state_spaces(gpu: &mut Gpu) -> Result<()> {
         let (rate, bias, skip) = (vector(gpu, heads), vector(gpu, heads), vector(gpu, heads));
         let norm = vector(gpu, shape.width());
         let (xbc, z) = (gpu.alloc(80, shape.channels())?, gpu.alloc(80, shape.width())?);
-        let (dt, state) = (gpu.alloc(80, heads)?, gpu.alloc(2, shape.state())?);
-        let out = gpu.alloc(80, shape.width())?;
+        let (dt, out) = (gpu.alloc(80, heads)?, gpu.alloc(80, shape.width())?);
         for rows in [1, 80] {
-            let seqs = &[SlotRows { row: 0, rows, position: 0, slot: 1 }];
+            let seqs = &[SlotRows::new(0, rows, 0, 1)];
             let (eps, limit) = (1e-5, [0.0, f32::INFINITY]);
-            let args = SsmScan { shape, xbc, z, dt, rate, bias, skip, norm, eps, limit, state, seqs, out };
-            gpu.ssm_scan(&args)?;
+            for memory in memories(gpu, &Recurrence::Ssm(shape))? {
+                let args =
+                    SsmScan { shape, xbc, z, dt, rate, bias, skip, norm, eps, limit, memory, seqs, out };
+                gpu.ssm_scan(&args)?;
+            }
         }
     }
     Ok(())

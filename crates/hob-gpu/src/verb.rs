@@ -1,6 +1,7 @@
 //! One file per verb family: checks, the choice of kernel, and its dispatch.
 
 pub(crate) mod attend;
+mod catch_up;
 pub(crate) mod compressed;
 pub(crate) mod delta;
 mod embed;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::{
-    ByteSource, Compute, DeltaNet, DeltaShape, KeyHeads, SlotRows, Weight, WeightKind, WeightSpec,
+    ByteSource, Compute, DeltaNet, DeltaShape, KeyHeads, Memory, SlotRows, Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
 
@@ -45,8 +45,9 @@ fn run(dev: &mut dyn Compute, shape: DeltaShape) -> Vec<Vec<f32>> {
             buffer(dev, ROWS, width, &values(seed, ROWS * width))
         });
     let state = buffer(dev, SLOTS, shape.state(), &values(9, SLOTS * shape.state()));
+    let memory = Memory::plain(state);
     let (out, eps) = (dev.alloc(ROWS, shape.width()).expect("room"), 1e-6);
-    let seq = |row, rows, position, slot| SlotRows { row, rows, position, slot };
+    let seq = SlotRows::new;
     let mut all = Vec::new();
     for seqs in [
         vec![seq(0, 3, 0, 1), seq(5, 1, 700, 0)],
@@ -54,7 +55,7 @@ fn run(dev: &mut dyn Compute, shape: DeltaShape) -> Vec<Vec<f32>> {
         vec![seq(0, 64, 0, 0), seq(64, 1, 93, 1)],
     ] {
         let seqs = &seqs;
-        dev.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, state, seqs, out })
+        dev.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, memory, seqs, out })
             .expect("it runs");
         all.push(contents(dev, out, ROWS * shape.width()));
         all.push(contents(dev, state, SLOTS * shape.state()));

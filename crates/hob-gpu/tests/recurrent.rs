@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::{
     Activation, Buf, ByteSource, Combine, Compute, ComputeError, ConvForm, DeltaNet, DeltaShape, KeyHeads,
-    Linear, Map, Product, ShortConv, SlotRows, SsmScan, SsmShape, Weight, WeightKind, WeightSpec,
+    Linear, Map, Memory, Product, ShortConv, SlotRows, SsmScan, SsmShape, Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
 
@@ -45,7 +45,7 @@ fn vector(dev: &mut dyn Compute, data: Vec<f32>) -> Weight {
 }
 
 fn seq(row: usize, rows: usize, position: usize, slot: usize) -> SlotRows {
-    SlotRows { row, rows, position, slot }
+    SlotRows::new(row, rows, position, slot)
 }
 
 /// A layer's delta rule on a device; slots begin with anything.
@@ -77,7 +77,8 @@ impl Delta {
 
     fn run(&self, dev: &mut dyn Compute, seqs: &[SlotRows]) -> Result<(), ComputeError> {
         let &Delta { shape, vectors: [rate, bias, norm], inputs: [qkv, z, beta, decay], state, out } = self;
-        dev.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps: 1e-6, state, seqs, out })
+        let (eps, memory) = (1e-6, Memory::plain(state));
+        dev.delta_net(&DeltaNet { shape, qkv, z, beta, decay, rate, bias, norm, eps, memory, seqs, out })
     }
 }
 
@@ -152,8 +153,8 @@ fn plain_convolutions_and_gates_equal_the_oracle() {
         let mut all = Vec::new();
         for seqs in [vec![seq(0, 1, 0, 2), seq(1, 2, 7, 0)], vec![seq(3, 40, 1, 2), seq(50, 1, 9, 0)]] {
             for bias in [None, Some(bias)] {
-                let form = ConvForm::Silu;
-                dev.short_conv(&ShortConv { form, x, taps: weight, bias, state, seqs: &seqs, out }).unwrap();
+                let (form, memory, seqs) = (ConvForm::Silu, Memory::plain(state), &seqs);
+                dev.short_conv(&ShortConv { form, x, taps: weight, bias, memory, seqs, out }).unwrap();
                 all.extend(contents(dev, out, 60 * dim));
                 all.extend(contents(dev, state, slots * (taps - 1) * dim));
             }
@@ -205,7 +206,21 @@ impl Ssm {
     fn run(&self, dev: &mut dyn Compute, seqs: &[SlotRows]) -> Result<(), ComputeError> {
         let &Ssm { shape, limit, vectors: [rate, bias, skip, norm], inputs: [xbc, z, dt], state, out } = self;
         let eps = 1e-5;
-        dev.ssm_scan(&SsmScan { shape, xbc, z, dt, rate, bias, skip, norm, eps, limit, state, seqs, out })
+        dev.ssm_scan(&SsmScan {
+            shape,
+            xbc,
+            z,
+            dt,
+            rate,
+            bias,
+            skip,
+            norm,
+            eps,
+            limit,
+            memory: Memory::plain(state),
+            seqs,
+            out,
+        })
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::{
-    Activation, ByteSource, Compute, ComputeError, ConvForm, Map, Norm, Rope, RopePairs, ShortConv, SlotRows,
-    Weight, WeightKind, WeightSpec,
+    Activation, ByteSource, Compute, ComputeError, ConvForm, Map, Memory, Norm, Rope, RopePairs, ShortConv,
+    SlotRows, Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
 
@@ -198,7 +198,7 @@ fn short_convolutions_equal_the_oracle_over_several_calls() {
             let state = buffer(dev, slots, (taps - 1) * dim, &values(2, slots * (taps - 1) * dim));
             let bcu = buffer(dev, 60, 3 * dim, &values(3, 180 * dim));
             let out = dev.alloc(60, dim).unwrap();
-            let seq = |row, rows, position, slot| SlotRows { row, rows, position, slot };
+            let seq = |row, rows, position, slot| SlotRows::new(row, rows, position, slot);
             let mut all = Vec::new();
             for seqs in [
                 vec![seq(0, 1, 0, 2), seq(1, 2, 7, 0)],
@@ -211,7 +211,7 @@ fn short_convolutions_equal_the_oracle_over_several_calls() {
                     x: bcu,
                     taps: weight,
                     bias: None,
-                    state,
+                    memory: Memory::plain(state),
                     seqs: &seqs,
                     out,
                 })

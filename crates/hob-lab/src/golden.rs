@@ -239,7 +239,13 @@ impl<'a> Check<'a> {
         for chunk in tokens.chunks(CHUNK_ROWS) {
             self.batch.rows.clear();
             for &token in chunk {
-                self.batch.rows.push(Row { sequence: id, position, token: Token::Host(token), logits: true });
+                self.batch.rows.push(Row {
+                    sequence: id,
+                    position,
+                    token: Token::Host(token),
+                    logits: true,
+                    draft: false,
+                });
                 position += 1;
             }
             let rows = self.model.step(self.dev, &self.batch).map_err(|e| e.to_string())?;

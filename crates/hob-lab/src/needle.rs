@@ -240,6 +240,7 @@ impl Search<'_> {
                 position: (position + j) as u32,
                 token: Token::Host(token),
                 logits: position >= asked,
+                draft: false,
             };
             self.batch.rows.clear();
             self.batch.rows.extend(fed[position..position + count].iter().enumerate().map(row));

@@ -126,7 +126,7 @@ fn a_synthesized_model_computes() {
         let mut picks = Vec::new();
         for position in 0..3u32 {
             let token = Token::Host(position * 7);
-            let rows = vec![hob_model::Row { sequence, position, token, logits: true }];
+            let rows = vec![hob_model::Row { sequence, position, token, logits: true, draft: false }];
             let n = model.step(&mut dev, &Batch { rows }).expect("step");
             dev.pick(&Pick { logits: model.logits(), rows: n, k: 2, draws: &[] }).expect("pick");
             let ticket = dev.submit().expect("submit");

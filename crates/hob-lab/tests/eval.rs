@@ -60,7 +60,13 @@ fn by_hand(file: &Arc<ModelFile>, text: &str, ctx: usize) -> (f64, usize) {
         let sequence = model.new_sequence().expect("a sequence");
         for p in 0..ctx - 1 {
             let token = if p == 0 { bos.unwrap_or(chunk[0]) } else { chunk[p] };
-            let rows = vec![Row { sequence, position: p as u32, token: Token::Host(token), logits: true }];
+            let rows = vec![Row {
+                sequence,
+                position: p as u32,
+                token: Token::Host(token),
+                logits: true,
+                draft: false,
+            }];
             model.step(&mut dev, &Batch { rows }).expect("a step");
             if p >= ctx / 2 {
                 dev.download(model.logits(), 0, &mut row).expect("logits");

@@ -42,7 +42,8 @@ fn logits(source: &dyn TensorSource, info: ModelInfo) -> Vec<f32> {
     let layout = Layout { logit_rows: 4, ..Layout::new(64) };
     let mut model = Model::load_from(source, info, &mut dev, &layout, &mut |_, _| {}).expect("loads");
     let sequence = model.new_sequence().expect("a sequence");
-    let row = |position| Row { sequence, position, token: Token::Host(position * 50), logits: true };
+    let row =
+        |position| Row { sequence, position, token: Token::Host(position * 50), logits: true, draft: false };
     model.step(&mut dev, &Batch { rows: (0..4).map(row).collect() }).expect("a step");
     let mut all = vec![0.0; 4 * model.info().config.vocab];
     dev.download(model.logits(), 0, &mut all).expect("logits");

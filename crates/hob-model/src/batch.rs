@@ -18,6 +18,9 @@ pub struct Row {
     pub token: Token,
     /// Whether this row's logits are wanted.
     pub logits: bool,
+    /// Whether `Model::truncate` may take the row back before its sequence runs again. Where one row may, all rows of the
+    /// sequence in this batch may: at most `Layout::held_rows` of a recurrent model.
+    pub draft: bool,
 }
 
 /// The rows of one step. Rows of one sequence are consecutive, in ascending positions from `Model::seq_len`.

@@ -368,6 +368,7 @@ impl Config {
         keys.set_defaults(entry.defaults);
         let config = (entry.config)(&keys)?;
         config.check()?;
+        windows::check_kinds(&keys, &config)?;
         Ok(config)
     }
 

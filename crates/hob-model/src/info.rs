@@ -12,7 +12,7 @@ use hob_quant::{Format, KV_GROUP, KvFormat};
 use crate::arch::{self, Architecture};
 use crate::blocks::RING_SLACK;
 use crate::config::{ROPE_TENSORS, is_output_scale};
-use crate::needs::{Needs, Rows, Scratch, entry_room};
+use crate::needs::{Needs, Remembered, Rows, Scratch, entry_room};
 use crate::placement::gpu_bytes;
 use crate::source::FileTensors;
 use crate::stacked;
@@ -33,6 +33,7 @@ pub struct ModelInfo {
     /// Format of each slot.
     formats: Vec<Format>,
     pub(crate) scratch: Vec<Scratch>,
+    pub(crate) remembered: Vec<Remembered>,
     states: Vec<LayerState>,
 }
 
@@ -64,8 +65,9 @@ impl ModelInfo {
         let names = source.tensors().iter().map(|t| t.name.as_str());
         let extra = names.filter(|&n| !used.contains(n) && !rotary(n) && !drafts(n, &config));
         let unexpected = extra.map(str::to_string).collect();
-        let (slots, scratch, states) = (needs.slots, needs.scratch, arch.state_plan());
-        Ok(ModelInfo { config, unexpected, naming, slots, formats, scratch, states })
+        let Needs { slots, scratch, remembered, .. } = needs;
+        let states = arch.state_plan();
+        Ok(ModelInfo { config, unexpected, naming, slots, formats, scratch, remembered, states })
     }
 
     /// The tensors a model of this config reads, in the order they are loaded: what a synthesizer must provide.
@@ -130,6 +132,11 @@ impl ModelInfo {
         if state > 0 {
             line(format!("recurrent state{}, f32", times(layout)), state);
         }
+        let records = self.device_records(layout, device);
+        if records > 0 {
+            line(format!("recurrent state: records of {} rows{}", layout.held_rows, times(layout)), records);
+            state += records;
+        }
         // Snapshots are kept by the host, wherever their layers are.
         let snapshots = if device == 0 { snapshot_budget(self, layout) } else { 0 };
         if snapshots > 0 {
@@ -149,7 +156,8 @@ impl ModelInfo {
     pub fn bytes_per_token(&self, position: usize, kv: &KvLayout) -> u64 {
         let weights = self.slots().map(|(slot, format)| self.step_bytes(slot, format));
         // What is remembered in fixed size is read and written.
-        let states = self.scratch.iter().map(|s| state_step_bytes(s, position)).sum::<u64>();
+        let fixed = self.remembered.iter().map(|r| r.step_bytes()).sum::<u64>();
+        let states = fixed + self.scratch.iter().map(|s| state_step_bytes(s, position)).sum::<u64>();
         let kv = self.config.layers.iter().enumerate().map(|(i, layer)| {
             self.position_bytes(self.config.kv_layer(i), kv) * layer.visible(position) as u64
         });
@@ -174,18 +182,15 @@ impl ModelInfo {
     /// Bytes of a snapshot of recurrent state at `len` tokens: 0 for models that remember only K and V. Only entries of
     /// compressed attention grow with the length.
     pub fn snapshot_bytes(&self, len: usize) -> usize {
-        self.state_buffers().map(|(_, state)| state.floats(len) * 4).sum()
+        let fixed = self.remembered.iter().map(|r| r.recurrence.state() * 4).sum::<usize>();
+        fixed + self.state_buffers().map(|(_, state)| state.floats(len) * 4).sum::<usize>()
     }
 
-    /// Positions that a sequence can go back wherever it is, beside those of its K and V: what rings keep more than rows
-    /// see. `None` where nothing bounds it.
+    /// Positions that a sequence can go back wherever it is, beside what bounds its K and V and the rows that a recurrence
+    /// holds: what rings keep more than rows see. `None` where there are no rings.
     pub fn rolls_back(&self) -> Option<usize> {
-        let states = self.states.iter().filter_map(|state| match state {
-            LayerState::Kv { .. } | LayerState::Shared { .. } | LayerState::None => None,
-            LayerState::Compressed { .. } => Some(RING_SLACK),
-            LayerState::Conv { .. } | LayerState::Delta { .. } | LayerState::Ssm { .. } => Some(0),
-        });
-        states.min()
+        let rings = self.states.iter().any(|state| matches!(state, LayerState::Compressed { .. }));
+        rings.then_some(RING_SLACK)
     }
 
     /// The pages of a layer's state, if it has any.
@@ -279,7 +284,12 @@ impl ModelInfo {
 
     /// Whether a layer remembers more than K and V, so that a sequence cannot be cut at any length.
     pub fn recurrent(&self) -> bool {
-        self.state_buffers().next().is_some()
+        self.holds() || self.scratch.iter().any(|s| s.rows.remembers())
+    }
+
+    /// Whether a layer has a state that goes back only within rows that were held.
+    pub(crate) fn holds(&self) -> bool {
+        !self.remembered.is_empty()
     }
 }
 

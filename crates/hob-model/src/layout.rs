@@ -1,6 +1,6 @@
 //! What lies where: the sizes a plan chooses before a model is loaded. It must not know a model.
 
-use hob_compute::PAGE_POSITIONS;
+use hob_compute::{PAGE_POSITIONS, SlotRows};
 use hob_quant::KvFormat;
 
 use crate::{ModelError, Placement, Result};
@@ -51,6 +51,9 @@ pub struct Layout {
     pub chunk_rows: usize,
     /// Most rows of one step that get logits.
     pub logit_rows: usize,
+    /// Most rows of one sequence in a step that a recurrent model can take back: drafts, and rows recorded before their
+    /// token was known. Each costs a record per layer and sequence; other models take back any.
+    pub held_rows: usize,
     /// How K and V are kept.
     pub kv: KvLayout,
     /// Positions of other conversations' prefixes kept in memory beside the live sequences.
@@ -73,6 +76,7 @@ impl Layout {
             sequences: 1,
             chunk_rows: Self::CHUNK_ROWS,
             logit_rows: 1,
+            held_rows: 0,
             kv: KvLayout::default(),
             cached_tokens: 0,
             threads: 1,
@@ -100,6 +104,10 @@ impl Layout {
             if size == 0 || u32::try_from(size).is_err() {
                 return Err(ModelError::layout(format!("{name} between 1 and {}", u32::MAX), size));
             }
+        }
+        if self.held_rows > SlotRows::MAX_HELD {
+            let expected = format!("held_rows of at most {}", SlotRows::MAX_HELD);
+            return Err(ModelError::layout(expected, self.held_rows));
         }
         Ok(())
     }

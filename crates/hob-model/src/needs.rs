@@ -3,7 +3,7 @@
 //! The same list is checked against the file, loaded, and summed up by the estimator, so the three cannot disagree.
 //! It must not know devices.
 
-use hob_compute::WeightKind;
+use hob_compute::{Recurrence, WeightKind};
 
 use crate::stacked::{ExpertNames, Half, Part, Stacked, forms};
 
@@ -173,6 +173,24 @@ pub(crate) fn entry_room(ctx_tokens: usize, ratio: usize) -> usize {
     (ctx_tokens / ratio).max(1)
 }
 
+/// Index of a declared state.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StateId(pub usize);
+
+/// What a layer remembers of each sequence in fixed size, wherever its pages do not.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub recurrence: Recurrence,
+    pub layer: usize,
+}
+
+impl Remembered {
+    /// Bytes that one decode step moves: it is read and written.
+    pub fn step_bytes(&self) -> u64 {
+        2 * 4 * self.recurrence.state() as u64
+    }
+}
+
 /// A declared buffer, `[rows, width]` floats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scratch {
@@ -189,6 +207,7 @@ pub(crate) struct Needs {
     pub naming: Naming,
     pub slots: Vec<Slot>,
     pub scratch: Vec<Scratch>,
+    pub remembered: Vec<Remembered>,
     zero_centred: bool,
     section: Section,
 }
@@ -196,7 +215,8 @@ pub(crate) struct Needs {
 impl Needs {
     pub fn new(naming: Naming) -> Self {
         let section = Section::Embedding;
-        Needs { naming, slots: Vec::new(), scratch: Vec::new(), zero_centred: false, section }
+        let (slots, scratch, remembered) = (Vec::new(), Vec::new(), Vec::new());
+        Needs { naming, slots, scratch, remembered, zero_centred: false, section }
     }
 
     /// What is declared from here on belongs to `section`.
@@ -412,9 +432,17 @@ impl Needs {
         }
     }
 
-    /// A layer's own buffer of what it remembers, one row per sequence. Rows of positions before 0 count as zero, so it
-    /// is never cleared.
-    pub fn state(&mut self, role: &'static str, width: usize) -> BufId {
+    /// What a layer remembers of each sequence, and room for records of rows that may be taken back. State of positions
+    /// before 0 counts as zero, so it is never cleared.
+    pub fn state(&mut self, recurrence: Recurrence) -> StateId {
+        let layer = self.layer().unwrap_or(0);
+        self.remembered.push(Remembered { recurrence, layer });
+        StateId(self.remembered.len() - 1)
+    }
+
+    /// A layer's own buffer of the last positions of each sequence, one row per sequence, addressed by position. Positions
+    /// before 0 are not read, so it is never cleared.
+    pub fn ring(&mut self, role: &'static str, width: usize) -> BufId {
         self.remember(role, Rows::Sequences, width)
     }
 
@@ -424,12 +452,16 @@ impl Needs {
     }
 
     fn remember(&mut self, role: &'static str, rows: Rows, width: usize) -> BufId {
-        let layer = match self.section {
-            Section::Layer(layer) => Some(layer),
-            Section::Embedding | Section::Head => None,
-        };
+        let layer = self.layer();
         self.scratch.push(Scratch { role, rows, width, layer });
         BufId(self.scratch.len() - 1)
+    }
+
+    fn layer(&self) -> Option<usize> {
+        match self.section {
+            Section::Layer(layer) => Some(layer),
+            Section::Embedding | Section::Head => None,
+        }
     }
 
     /// The buffer of this role and width: layers of one shape share it.

@@ -81,6 +81,7 @@ pub fn measure(model: &mut Model, dev: &mut dyn Compute, tokens: &[u32]) -> Resu
         position,
         token: Token::Host(token),
         logits: false,
+        draft: false,
     });
     let batch = Batch { rows: rows.collect() };
     let layers = model.info().states().iter().zip(0..);

@@ -1,7 +1,7 @@
 //! Which device has which part of a model, and what that costs: bytes held and read by device, and the rows that cross
 //! between devices. It must not know devices but by their number.
 
-use hob_compute::WeightKind;
+use hob_compute::{Recurrence, WeightKind};
 use hob_quant::Format;
 
 use crate::config::{LayerConfig, Mixer};
@@ -72,12 +72,15 @@ impl ModelInfo {
         let placement = &layout.placement;
         let here = self.slots().filter(|(slot, _)| self.device_of(slot, placement) == device);
         let weights = here.map(|(slot, format)| self.step_bytes(slot, format));
+        let fixed = self.remembered.iter().filter(|r| placement.layer(r.layer) == device);
         let states = self.scratch.iter().filter(|s| s.layer.map_or(0, |l| placement.layer(l)) == device);
         let layers = self.config.layers.iter().enumerate().filter(|(i, _)| placement.layer(*i) == device);
         let kv = layers.map(|(i, l)| {
             self.position_bytes(self.config.kv_layer(i), &layout.kv) * l.visible(position) as u64
         });
-        weights.sum::<u64>() + kv.sum::<u64>() + states.map(|s| state_step_bytes(s, position)).sum::<u64>()
+        let fixed = fixed.map(|r| r.step_bytes()).sum::<u64>();
+        let states = fixed + states.map(|s| state_step_bytes(s, position)).sum::<u64>();
+        weights.sum::<u64>() + kv.sum::<u64>() + states
     }
 
     /// Multiply-accumulates of one token at `position` that device `device` does.
@@ -208,7 +211,20 @@ impl ModelInfo {
     pub(crate) fn device_state(&self, layout: &Layout, device: usize) -> u64 {
         let states = self.scratch.iter().filter(|s| s.rows.remembers());
         let here = states.filter(|s| s.layer.map_or(0, |l| layout.placement.layer(l)) == device);
-        here.map(|s| buffer_rows(s.rows, layout) as u64 * s.width as u64 * 4).sum()
+        let positional: u64 = here.map(|s| buffer_rows(s.rows, layout) as u64 * s.width as u64 * 4).sum();
+        self.of_sequences(layout, device, |recurrence| recurrence.state()).saturating_add(positional)
+    }
+
+    /// Bytes of the records of rows that may be taken back, of device `device`.
+    pub(crate) fn device_records(&self, layout: &Layout, device: usize) -> u64 {
+        self.of_sequences(layout, device, |recurrence| recurrence.record().saturating_mul(layout.held_rows))
+    }
+
+    /// Bytes of `floats` of every state of device `device`, for all sequences.
+    fn of_sequences(&self, layout: &Layout, device: usize, floats: impl Fn(&Recurrence) -> usize) -> u64 {
+        let here = self.remembered.iter().filter(|r| layout.placement.layer(r.layer) == device);
+        let each = here.map(|r| (floats(&r.recurrence) as u64).saturating_mul(4));
+        each.fold(0, u64::saturating_add).saturating_mul(layout.sequences as u64)
     }
 }
 

@@ -11,14 +11,14 @@ pub use memory::{Image, MemoryUse};
 
 use std::sync::Arc;
 
-use hob_compute::{AppendKv, Buf, Compute, SeqRows, SlotRows, Token};
+use hob_compute::{AppendKv, Buf, Commit, Compute, SeqRows, SlotRows, Token};
 use hob_files::ModelFile;
 
 use crate::arch::Architecture;
 use crate::blocks::Step;
 use crate::identity::identity;
 use crate::source::FileTensors;
-use crate::state::{PagePools, Prefixes, Sequences, StateBuf, snapshot_budget};
+use crate::state::{PagePools, Prefixes, Sequence, Sequences, StateBuf, snapshot_budget};
 use crate::{Batch, Layout, ModelError, ModelInfo, Result, SeqId, TensorSource};
 use load::{Held, Room};
 
@@ -29,6 +29,8 @@ struct Span {
     row: usize,
     rows: usize,
     position: usize,
+    /// Whether its rows may be taken back.
+    draft: bool,
 }
 
 /// A loaded model: weights, pages and buffers on one device, and the sequences that live in it.
@@ -43,7 +45,7 @@ pub struct Model {
     held: Held,
     room: Room,
     sequences: Sequences,
-    /// Buffers of recurrent state, a row per sequence.
+    /// Buffers of recurrent state, some rows per sequence.
     states: Vec<StateBuf>,
     /// Whether pages hold f32.
     exact: bool,
@@ -154,28 +156,27 @@ impl Model {
         self.sequences.get(id).map(|s| s.len)
     }
 
-    /// Whether [`Model::truncate`] to `positions` would succeed: recurrent state can only be kept whole or dropped, unless it
-    /// is [addressed by position](ModelInfo::rolls_back), and layers with a window do not keep what has left it. [`Model::resume`] may still find such a prefix.
+    /// Whether [`Model::truncate`] to `positions` would succeed: recurrent state goes back within the rows of the last
+    /// step that were drafts ([`crate::Row::draft`]) and no further, rings as far as they [reach](ModelInfo::rolls_back),
+    /// and layers with a window do not keep what has left it. [`Model::resume`] may still find such a prefix.
     ///
     /// # Errors
     /// [`ModelError::UnknownSequence`].
     pub fn can_truncate(&self, id: SeqId, positions: usize) -> Result<bool> {
         let slot = self.sequences.slot(id)?;
-        let held = self.sequences.at(slot).len;
-        if let Some(back) = self.info.rolls_back()
-            && positions != 0
-            && positions != held
-        {
-            let sequence = self.sequences.at(slot);
-            let known = sequence.state_len == held && sequence.reached <= positions.saturating_add(back);
-            if back == 0 || !known {
+        let &Sequence { len, state_len, held, reached, .. } = self.sequences.at(slot);
+        if self.info.recurrent() && positions != 0 && positions < len {
+            let in_rings =
+                self.info.rolls_back().is_none_or(|back| reached <= positions.saturating_add(back));
+            let in_held = !self.info.holds() || positions >= len - held;
+            if state_len != len || !in_rings || !in_held {
                 return Ok(false);
             }
         }
-        Ok(positions <= held && self.sequences.sees_all(slot, positions))
+        Ok(positions <= len && self.sequences.sees_all(slot, positions))
     }
 
-    /// Forgets all but the first `positions` tokens.
+    /// Forgets all but the first `positions` tokens: drafts that were not accepted leave no trace in what follows.
     ///
     /// # Errors
     /// [`ModelError::UnknownSequence`]; [`ModelError::Batch`] when the sequence holds fewer; [`ModelError::Rollback`]
@@ -187,7 +188,7 @@ impl Model {
         }
         self.sequences.truncate(id, positions)?;
         let slot = self.sequences.slot(id)?;
-        if self.info.rolls_back().is_some() && positions > 0 && positions < held {
+        if self.info.recurrent() && positions > 0 && positions < held {
             self.sequences.at_mut(slot).state_len = positions;
         }
         Ok(())
@@ -212,24 +213,27 @@ impl Model {
             self.sequences.reserve(dev, slot, position + rows)?;
         }
         self.slot_rows.clear();
-        self.slot_rows.extend(self.spans.iter().map(|s| SlotRows {
-            row: s.row,
-            rows: s.rows,
-            position: s.position,
-            slot: s.sequence.index as usize,
+        let (sequences, holds) = (&self.sequences, self.info.holds());
+        self.slot_rows.extend(self.spans.iter().map(|s| {
+            let slot = s.sequence.index as usize;
+            let commit = if s.draft && holds { Commit::Hold } else { Commit::Now };
+            let accepted = sequences.at(slot).held;
+            SlotRows { row: s.row, rows: s.rows, position: s.position, slot, accepted, commit }
         }));
         if let Err(e) = self.run(dev) {
             self.drop_states()?;
             return Err(e);
         }
-        for &Span { sequence, row, rows, position } in &self.spans {
+        for &Span { sequence, row, rows, position, draft } in &self.spans {
             let slot = self.sequences.slot(sequence)?;
             let tokens = self.tokens[row..row + rows].iter().map(|&token| match token {
                 Token::Host(id) => Some(id),
                 Token::Device(_) => None,
             });
             self.sequences.commit(slot, position + rows, tokens);
-            self.sequences.at_mut(slot).state_len = position + rows;
+            let sequence = self.sequences.at_mut(slot);
+            sequence.state_len = position + rows;
+            sequence.held = if draft && holds { rows } else { 0 };
         }
         Ok(self.logit_rows.len())
     }
@@ -254,6 +258,7 @@ impl Model {
         if needed > ctx_tokens {
             return Err(ModelError::ContextOverflow { needed, ctx_tokens });
         }
+        self.catch_up(dev, slot)?;
         let sequence = self.sequences.at_mut(slot);
         sequence.genuine = sequence.genuine.min(start);
         // In chunks: windows have room for no more.
@@ -320,11 +325,19 @@ impl Model {
                 return Err(ModelError::batch(expected, format!("position {position}")));
             }
             span.rows += 1;
+            span.draft |= row.draft;
             self.tokens.push(row.token);
             self.positions.push(row.position);
             if row.logits {
                 self.logit_rows.push(at);
             }
+        }
+        let held = if self.info.holds() { self.layout.held_rows } else { usize::MAX };
+        let most = self.info.rolls_back().map_or(held, |back| held.min(back));
+        if let Some(span) = self.spans.iter().find(|s| s.draft && s.rows > most) {
+            let why = if most == held { "held_rows" } else { "what its rings keep" };
+            let expected = format!("at most {most} rows of a sequence with drafts among them ({why})");
+            return Err(ModelError::batch(expected, span.rows));
         }
         let ctx_tokens = self.layout.ctx_tokens;
         match self.spans.iter().map(|s| s.position + s.rows).find(|&needed| needed > ctx_tokens) {
@@ -347,7 +360,7 @@ impl Model {
                 format!("row {row} of a sequence that another interrupted"),
             ));
         }
-        self.spans.push(Span { sequence, row, rows: 0, position });
+        self.spans.push(Span { sequence, row, rows: 0, position, draft: false });
         Ok(self.spans.last_mut().expect("a span was just pushed"))
     }
 
@@ -382,6 +395,7 @@ impl Model {
             dev,
             weights: &self.held.weights,
             bufs: &self.room.bufs,
+            memories: &self.room.memories,
             ropes: &self.room.ropes,
             tokens: &self.tokens,
             positions: &self.positions,

@@ -15,5 +15,5 @@ mod sequences;
 pub(crate) use pages::PagePools;
 pub(crate) use plan::{Group, groups, image_bytes, snapshot_budget};
 pub(crate) use prefixes::Prefixes;
-pub(crate) use resume::StateBuf;
+pub(crate) use resume::{LayerMemory, StateBuf};
 pub(crate) use sequences::{Sequence, Sequences};

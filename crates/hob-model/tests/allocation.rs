@@ -45,7 +45,13 @@ fn steps_allocate_nothing(file: &Arc<ModelFile>, (mut dev, placement): (Box<dyn 
         for position in from..to {
             batch.rows.clear();
             for (&sequence, &token) in ids.iter().zip(&next) {
-                batch.rows.push(Row { sequence, position, token: Token::Host(token), logits: true });
+                batch.rows.push(Row {
+                    sequence,
+                    position,
+                    token: Token::Host(token),
+                    logits: true,
+                    draft: false,
+                });
             }
             let rows = model.step(dev, &batch).expect("a step");
             dev.pick(&Pick { logits: model.logits(), rows, k: 1, draws: &[] }).expect("a pick");

@@ -251,7 +251,8 @@ fn the_config_says_what_every_layer_is() {
         ("\"use_cache\"", "\"quantization_config\": {\"quant_method\": \"fp8\"}, \"use_cache\"", "FP8"),
         ("\"sliding_window\": 16,", "", "sliding_window"),
         ("\"q_lora_rank\": 24", "\"q_lora_rank\": 25", "wq_a"),
-        ("\"num_hash_layers\": 1", "\"num_hash_layers\": 2", "tid2eid"),
+        ("\"num_hash_layers\": 1", "\"num_hash_layers\": 2", "mlp_layer_types"),
+        ("\"compressed_sparse_attention\"", "\"sparse_attention\"", "layer_types"),
     ] {
         let error = changed(from, to).map(|_| ()).expect_err(to).to_string();
         assert!(error.contains(named), "{to}: {error}");

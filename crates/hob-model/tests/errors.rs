@@ -306,7 +306,13 @@ fn sequences_run_out_and_stale_ids_are_refused() {
     assert_ne!(a, again);
     assert!(matches!(bench.model.seq_len(a), Err(ModelError::UnknownSequence { .. })));
     assert!(bench.model.truncate(a, 0).is_err() && bench.model.free_sequence(a).is_err());
-    bench.batch.rows.push(Row { sequence: a, position: 0, token: Token::Host(1), logits: true });
+    bench.batch.rows.push(Row {
+        sequence: a,
+        position: 0,
+        token: Token::Host(1),
+        logits: true,
+        draft: false,
+    });
     assert!(matches!(bench.step(), Err(ModelError::UnknownSequence { .. })));
 }
 
@@ -316,7 +322,8 @@ fn batches_that_do_not_continue_their_sequences_are_refused() {
     let layout = Layout { logit_rows: 2, ..layout(40, 2, 4) };
     let mut bench = Bench::new(&tiny, Reference::new(true), &layout);
     let [a, b] = [0, 1].map(|_| bench.model.new_sequence().expect("a free sequence"));
-    let row = |sequence, position, logits| Row { sequence, position, token: Token::Host(1), logits };
+    let row =
+        |sequence, position, logits| Row { sequence, position, token: Token::Host(1), logits, draft: false };
     let cases: [(&[Row], &str); 6] = [
         (&[], "1 to 4 rows"),
         (

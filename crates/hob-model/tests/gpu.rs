@@ -119,6 +119,7 @@ fn greedy(dev: &mut dyn Compute, file: &Arc<ModelFile>, prompt: &[u32], count: u
                 position,
                 token: Token::Host(token),
                 logits: position as usize + 1 == start as usize + part.len(),
+                draft: false,
             }));
             model.step(dev, &batch).expect("a step");
         }

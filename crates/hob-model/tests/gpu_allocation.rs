@@ -37,6 +37,7 @@ fn a_rehearsed_model_makes_nothing_on_the_device_and_steps_do_not_grow_the_heap(
                 position,
                 token: Token::Host(token),
                 logits: position + 1 == at + rows,
+                draft: false,
             }));
         }
         let rows = model.step(dev, &batch).expect("a step");

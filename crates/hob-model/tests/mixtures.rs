@@ -133,7 +133,7 @@ fn a_failed_step_empties_recurrent_sequences() {
     let id = bench.model.new_sequence().expect("a free sequence");
     bench.feed(id, &[1, 2, 3], 3);
     // A batch that is refused is not begun.
-    let row = |position, token| Row { sequence: id, position, token, logits: true };
+    let row = |position, token| Row { sequence: id, position, token, logits: true, draft: false };
     bench.batch.rows.push(row(7, Token::Host(1)));
     bench.step().expect_err("a gap");
     assert_eq!(bench.model.seq_len(id).expect("a sequence"), 3);

@@ -30,6 +30,7 @@ fn logits(model: &mut Model, dev: &mut dyn Compute, tokens: &[u32]) -> Vec<f32> 
         position,
         token: Token::Host(t),
         logits: position == last,
+        draft: false,
     });
     model.step(dev, &Batch { rows: rows.collect() }).expect("steps");
     let mut out = vec![0.0; model.info().config.vocab];

@@ -93,6 +93,7 @@ fn every_split_of_every_architecture_gives_the_same_bits_and_crosses_where_it_sa
                     position,
                     token: Token::Host(token),
                     logits: true,
+                    draft: false,
                 }));
                 let rows = model.step(&mut dev, &batch).expect("a step");
                 let after = dev.crossed();
@@ -191,7 +192,7 @@ fn a_token_picked_elsewhere_is_read_back_for_the_table() {
         let mut waiting = None;
         for position in 0..20 {
             batch.rows.clear();
-            batch.rows.push(Row { sequence, position, token, logits: true });
+            batch.rows.push(Row { sequence, position, token, logits: true, draft: false });
             model.step(dev, &batch).expect("a step");
             dev.pick(&Pick { logits: model.logits(), rows: 1, k: 2, draws: &[] }).expect("a pick");
             let ticket = dev.submit().expect("a ticket");

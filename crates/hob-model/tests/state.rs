@@ -247,7 +247,7 @@ fn tokens_may_become_known_later() {
         let pick = Pick { logits: bench.model.logits(), rows: row + 1, k: 1, draws: &[] };
         bench.dev.pick(&pick).expect("a pick");
         let token = Token::Device(row as u32);
-        bench.batch.rows.push(Row { sequence: id, position, token, logits: true });
+        bench.batch.rows.push(Row { sequence: id, position, token, logits: true, draft: false });
         let ticket = bench.dev.submit().expect("a ticket");
         bench.step().expect("a step");
         bench.seal(id, &known);

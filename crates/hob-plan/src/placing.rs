@@ -198,7 +198,9 @@ impl<'a> Placer<'a> {
         let whole = placement == Placement::whole(self.sizes.layers(), 1);
         let chunk_rows = wish.chunk_rows.filter(|&n| n > 0);
         let chunk_rows = chunk_rows.unwrap_or(if whole { GPU_CHUNK_ROWS } else { shape.chunk_rows });
-        Layout { placement, chunk_rows, ..shape.clone() }
+        // A GPU that has all is handed rows before their tokens are known: see `hob_engine`'s flight.
+        let held_rows = shape.held_rows.max(usize::from(whole));
+        Layout { placement, chunk_rows, held_rows, ..shape.clone() }
     }
 
     /// The best placement for a layout whose context is chosen; `None` keeps all on the CPU.

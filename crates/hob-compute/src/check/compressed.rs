@@ -32,7 +32,7 @@ pub fn hyper_mix(
         need_rows(VERB, "weights", args.rows, shape)?;
         all.push(buf);
     }
-    different(VERB, &all)?;
+    different(VERB, all.iter().copied())?;
     Ok(out.width)
 }
 
@@ -52,7 +52,7 @@ pub fn hyper_expand(args: &HyperExpand, y: Shape, x: Shape, weights: Option<Shap
         need_rows(VERB, "weights", args.rows, shape)?;
         all.push(buf);
     }
-    different(VERB, &all)?;
+    different(VERB, all.iter().copied())?;
     Ok(y.width)
 }
 
@@ -121,7 +121,7 @@ pub fn compress(args: &Compress, bufs: &CompressBufs, vectors: [usize; 2]) -> Re
         || format!("at most {} rotated dimensions", shape.dim),
         || (2 * bufs.freqs.width).to_string(),
     )?;
-    different(VERB, &[args.kv, args.gate, args.recent, args.entries])?;
+    different(VERB, [args.kv, args.gate, args.recent, args.entries].into_iter())?;
     let ring = ring(VERB, bufs.recent, 2 * width, shape.span())?;
     seqs(VERB, args.seqs, bufs.kv.rows.min(bufs.gate.rows), bufs.recent)?;
     let capacity = capacity(VERB, bufs.entries, bufs.recent.rows)?;
@@ -172,7 +172,7 @@ pub fn select(args: &Select, [q, weights, entries, out]: [Shape; 4]) -> Result<u
         || format!("entries in runs of {}", args.capacity),
         || format!("{} rows", entries.rows),
     )?;
-    different(VERB, &[args.q, args.weights, args.entries, args.out])?;
+    different(VERB, [args.q, args.weights, args.entries, args.out].into_iter())?;
     let slots = Shape { rows: entries.rows / args.capacity, width: 1 };
     seqs(VERB, args.seqs, q.rows.min(weights.rows).min(out.rows), slots)?;
     for seq in args.seqs {
@@ -223,6 +223,6 @@ pub fn attend_entries(args: &AttendEntries, bufs: &AttendBufs, sinks: usize) -> 
         }
         all.extend([Some(entries.entries), entries.chosen].into_iter().flatten());
     }
-    different(VERB, &all)?;
+    different(VERB, all.iter().copied())?;
     Ok(fits)
 }

@@ -1,7 +1,33 @@
-//! The checks of `short_conv`, `delta_net` and `ssm_scan`.
+//! The checks of `short_conv`, `delta_net`, `ssm_scan` and `catch_up`.
 
 use super::{Shape, need, need_rows, need_width};
-use crate::{Buf, ConvForm, DeltaNet, DeltaShape, Result, ShortConv, SlotRows, SsmScan, SsmShape};
+use crate::{
+    Buf, CatchUp, ConvForm, DeltaNet, DeltaShape, Memory, Recurrence, Result, ShortConv, SlotRows, SsmScan,
+    SsmShape,
+};
+
+/// Shapes of a [`Memory`].
+#[derive(Copy, Clone, Debug)]
+pub struct MemoryShape {
+    pub state: Shape,
+    pub records: Option<Shape>,
+}
+
+impl MemoryShape {
+    /// Asks a device.
+    ///
+    /// # Errors
+    /// What `shape` says.
+    pub fn of(memory: &Memory, shape: impl Fn(Buf) -> Result<Shape>) -> Result<MemoryShape> {
+        let records = memory.records.map(&shape).transpose()?;
+        Ok(MemoryShape { state: shape(memory.state)?, records })
+    }
+
+    /// Rows that a call can hold.
+    pub fn held(&self, recurrence: &Recurrence) -> usize {
+        self.records.map_or(0, |records| records.width / recurrence.record().max(1))
+    }
+}
 
 /// Gives the number of taps. `taps` and `bias` are the lengths of the weight vectors.
 ///
@@ -11,7 +37,7 @@ pub fn short_conv(
     args: &ShortConv,
     x: Shape,
     (taps, bias): (usize, Option<usize>),
-    state: Shape,
+    memory: MemoryShape,
     out: Shape,
 ) -> Result<usize> {
     const VERB: &str = "short_conv";
@@ -25,12 +51,12 @@ pub fn short_conv(
     )?;
     let parts = if args.form == ConvForm::Gated { 3 } else { 1 };
     need_width(VERB, "an input", dim.saturating_mul(parts), x)?;
-    need_width(VERB, "a state", taps - dim, state)?;
     if let Some(width) = bias {
         need_width(VERB, "a bias", dim, Shape { rows: 1, width })?;
     }
-    different(VERB, &[args.x, args.state, args.out])?;
-    seqs(VERB, args.seqs, x.rows.min(out.rows), state)?;
+    different(VERB, [args.x, args.out].into_iter().chain(args.memory.bufs()))?;
+    let recurrence = Recurrence::Conv { channels: dim, taps: count };
+    remembering(VERB, (args.seqs, x.rows.min(out.rows)), &recurrence, memory)?;
     Ok(count)
 }
 
@@ -41,7 +67,7 @@ pub struct DeltaBufs {
     pub z: Shape,
     pub beta: Shape,
     pub decay: Shape,
-    pub state: Shape,
+    pub memory: MemoryShape,
     pub out: Shape,
 }
 
@@ -56,7 +82,6 @@ pub fn delta_net(args: &DeltaNet, bufs: &DeltaBufs, vectors: [usize; 3]) -> Resu
     // Of a head, or of each channel of its keys.
     let decays = if bufs.decay.width == shape.value_heads * shape.key_dim { shape.key_dim } else { 1 };
     need_width(VERB, "q, k and v", shape.channels(), bufs.qkv)?;
-    need_width(VERB, "a state", shape.state(), bufs.state)?;
     for (what, width, found) in [
         ("a gate", shape.width(), bufs.z),
         ("beta", shape.value_heads, bufs.beta),
@@ -69,13 +94,42 @@ pub fn delta_net(args: &DeltaNet, bufs: &DeltaBufs, vectors: [usize; 3]) -> Resu
     need_width(VERB, "a rate", shape.value_heads, rate)?;
     need_width(VERB, "a bias", shape.value_heads * decays, bias)?;
     need_width(VERB, "a norm", shape.value_dim, norm)?;
-    different(VERB, &[args.qkv, args.z, args.beta, args.decay, args.state, args.out])?;
+    let inputs = [args.qkv, args.z, args.beta, args.decay, args.out];
+    different(VERB, inputs.into_iter().chain(args.memory.bufs()))?;
     let rows = args.seqs.iter().map(|s| s.row.saturating_add(s.rows)).max().unwrap_or(0);
     for found in [bufs.z, bufs.beta, bufs.decay] {
         need_rows(VERB, "an input", rows, found)?;
     }
-    seqs(VERB, args.seqs, bufs.qkv.rows.min(bufs.out.rows), bufs.state)?;
+    let recorded = args.seqs.iter().find(|s| s.holds() || s.accepted > 0);
+    need(
+        decays == 1 || recorded.is_none(),
+        VERB,
+        || "rows that are final where every channel fades by itself: records have one decay of a head".into(),
+        || format!("held rows at position {}", recorded.map_or(0, |s| s.position)),
+    )?;
+    let rows = bufs.qkv.rows.min(bufs.out.rows);
+    remembering(VERB, (args.seqs, rows), &Recurrence::Delta(*shape), bufs.memory)?;
     Ok(decays)
+}
+
+/// # Errors
+/// As the verb whose state it is, and for rows.
+pub fn catch_up(args: &CatchUp, memory: MemoryShape) -> Result<()> {
+    const VERB: &str = "catch_up";
+    match &args.recurrence {
+        Recurrence::Delta(shape) => delta_shape(shape)?,
+        Recurrence::Ssm(shape) => ssm_shape(shape)?,
+        Recurrence::Conv { channels, taps } => need(
+            *channels >= 1 && *taps >= 2,
+            VERB,
+            || "channels, and at least 2 taps".into(),
+            || format!("{channels} and {taps}"),
+        )?,
+    }
+    different(VERB, args.memory.bufs())?;
+    let rows = args.seqs.iter().map(|s| s.rows).sum::<usize>();
+    need(rows == 0, VERB, || "sequences without rows".into(), || format!("{rows} rows"))?;
+    remembering(VERB, (args.seqs, usize::MAX), &args.recurrence, memory)
 }
 
 /// # Errors
@@ -112,7 +166,7 @@ pub struct SsmBufs {
     pub xbc: Shape,
     pub z: Shape,
     pub dt: Shape,
-    pub state: Shape,
+    pub memory: MemoryShape,
     pub out: Shape,
 }
 
@@ -128,19 +182,20 @@ pub fn ssm_scan(args: &SsmScan, bufs: &SsmBufs, vectors: [usize; 4]) -> Result<(
     need_width(VERB, "x, B and C", shape.channels(), bufs.xbc)?;
     need_width(VERB, "a gate", shape.width(), bufs.z)?;
     need_width(VERB, "dt", shape.heads, bufs.dt)?;
-    need_width(VERB, "a state", shape.state(), bufs.state)?;
     need_width(VERB, "an output", shape.width(), bufs.out)?;
     let [rate, bias, skip, norm] = vectors.map(|width| Shape { rows: 1, width });
     for (what, found) in [("a rate", rate), ("a bias", bias), ("a skip", skip)] {
         need_width(VERB, what, shape.heads, found)?;
     }
     need_width(VERB, "a norm", shape.width(), norm)?;
-    different(VERB, &[args.xbc, args.z, args.dt, args.state, args.out])?;
+    let inputs = [args.xbc, args.z, args.dt, args.out];
+    different(VERB, inputs.into_iter().chain(args.memory.bufs()))?;
     let rows = args.seqs.iter().map(|s| s.row.saturating_add(s.rows)).max().unwrap_or(0);
     for found in [bufs.z, bufs.dt] {
         need_rows(VERB, "an input", rows, found)?;
     }
-    seqs(VERB, args.seqs, bufs.xbc.rows.min(bufs.out.rows), bufs.state)
+    let rows = bufs.xbc.rows.min(bufs.out.rows);
+    remembering(VERB, (args.seqs, rows), &Recurrence::Ssm(*shape), bufs.memory)
 }
 
 /// # Errors
@@ -177,9 +232,41 @@ pub fn ssm_limit([least, most]: [f32; 2]) -> Result<()> {
     )
 }
 
-pub(super) fn different(verb: &'static str, all: &[Buf]) -> Result<()> {
-    let twice = (1..all.len()).any(|i| all[..i].contains(&all[i]));
-    need(!twice, verb, || format!("{} different buffers", all.len()), || "one buffer in two roles".into())
+pub(super) fn different(verb: &'static str, all: impl Iterator<Item = Buf> + Clone) -> Result<()> {
+    let twice = all.clone().enumerate().any(|(i, buf)| all.clone().take(i).any(|other| other == buf));
+    need(!twice, verb, || format!("{} different buffers", all.count()), || "one buffer in two roles".into())
+}
+
+/// Sequences in ascending rows of a batch of `rows`, in slots that the memory has, no slot twice; held rows, now and
+/// before, as many as there are records for.
+fn remembering(
+    verb: &'static str,
+    (all, rows): (&[SlotRows], usize),
+    recurrence: &Recurrence,
+    memory: MemoryShape,
+) -> Result<()> {
+    need_width(verb, "a state", recurrence.state(), memory.state)?;
+    let held = memory.held(recurrence);
+    if let Some(records) = memory.records {
+        need_width(verb, "records of whole rows", held.max(1) * recurrence.record(), records)?;
+        need_rows(verb, "records", memory.state.rows, records)?;
+    }
+    seqs(verb, all, rows, memory.state)?;
+    let most = held.min(SlotRows::MAX_HELD);
+    all.iter().try_for_each(|seq| {
+        need(
+            seq.accepted <= most.min(seq.position),
+            verb,
+            || format!("at most {most} accepted rows, all before position {}", seq.position),
+            || seq.accepted.to_string(),
+        )?;
+        need(
+            !seq.holds() || seq.rows <= most,
+            verb,
+            || format!("at most {most} rows to hold"),
+            || seq.rows.to_string(),
+        )
+    })
 }
 
 /// Sequences in ascending rows of a batch of `rows`, in slots that the state has, no slot twice.
@@ -200,7 +287,8 @@ pub(super) fn seqs(verb: &'static str, seqs: &[SlotRows], rows: usize, state: Sh
             || format!("a slot below {}", state.rows),
             || seq.slot.to_string(),
         )?;
-        let twice = seq.rows > 0 && seqs[..i].iter().any(|s| s.rows > 0 && s.slot == seq.slot);
+        let touches = |s: &SlotRows| s.rows + s.accepted > 0;
+        let twice = touches(seq) && seqs[..i].iter().any(|s| touches(s) && s.slot == seq.slot);
         need(!twice, verb, || "a slot for each sequence".into(), || format!("slot {} twice", seq.slot))?;
     }
     Ok(())

@@ -2,8 +2,8 @@
 //! by other devices as it stands.
 
 use super::{Reference, rows};
-use crate::check::recurrent::{self as check, DeltaBufs};
-use crate::{DeltaNet, DeltaShape, Result, SlotRows, WeightKind, math};
+use crate::check::recurrent::{self as check, DeltaBufs, MemoryShape};
+use crate::{DeltaNet, DeltaShape, Products, Recurrence, Result, SlotRows, WeightKind, math};
 
 /// Added to the square of a vector's length before it becomes a unit vector.
 pub const UNIT_EPS: f32 = 1e-6;
@@ -21,10 +21,10 @@ pub struct Piece {
 /// The pieces of a sequence's rows, in order.
 pub fn pieces(seq: &SlotRows) -> impl Iterator<Item = Piece> + use<> {
     let SlotRows { row, rows, position, .. } = *seq;
-    let mut done = 0;
+    let (mut done, holds) = (0, seq.holds());
     std::iter::from_fn(move || {
         let count = (DeltaNet::CHUNK - (position + done) % DeltaNet::CHUNK).min(rows - done);
-        let piece = Piece { row: row + done, rows: count, chunked: count >= DeltaNet::CHUNKED };
+        let piece = Piece { row: row + done, rows: count, chunked: count >= DeltaNet::CHUNKED && !holds };
         done += count;
         (count > 0).then_some(piece)
     })
@@ -59,8 +59,9 @@ pub struct Head<'a> {
 
 impl Head<'_> {
     /// Row by row: `p = S^T k` and `w = S^T q` by fma over ascending key dimension; `u = b * (v - a * p)`;
-    /// `S = fma(k, u, a * S)`; `o = fma(k . q, u, a * w)`. Fills `out`, `[rows, value_dim]`, and moves `s` on.
-    pub fn recurrent(&self, s: &mut [f32], out: &mut [f32]) {
+    /// `S = fma(k, u, a * S)`; `o = fma(k . q, u, a * w)`. Fills `out`, `[rows, value_dim]`, and moves `s` on; `records`
+    /// gets a, k and u of every row, as far as it goes.
+    pub fn recurrent(&self, s: &mut [f32], out: &mut [f32], records: &mut [f32]) {
         if self.by_channel() {
             return self.recurrent_by_channel(s, out);
         }
@@ -68,16 +69,19 @@ impl Head<'_> {
         for i in 0..self.beta.len() {
             let (q, k) = (&self.q[i * dk..][..dk], &self.k[i * dk..][..dk]);
             let (a, kq) = (math::exp(self.log_decay[i]), math::dot16(k, q));
+            let mut record = vec![a];
+            record.extend_from_slice(k);
             for c in 0..dv {
-                let column = |x: &[f32], s: &[f32]| {
-                    x.iter().enumerate().fold(0f32, |sum, (i, x)| x.mul_add(s[i * dv + c], sum))
-                };
-                let (p, w) = (column(k, s), column(q, s));
+                let column =
+                    |x: &[f32]| x.iter().enumerate().fold(0f32, |sum, (i, x)| x.mul_add(s[i * dv + c], sum));
+                let (p, w) = (column(k), column(q));
                 let u = self.beta[i] * (self.v[i * dv + c] - a * p);
                 out[i * dv + c] = kq.mul_add(u, a * w);
-                for (i, k) in k.iter().enumerate() {
-                    s[i * dv + c] = k.mul_add(u, a * s[i * dv + c]);
-                }
+                record.push(u);
+            }
+            take_up(&record, dk, s);
+            if let Some(place) = records.chunks_exact_mut(record.len()).nth(i) {
+                place.copy_from_slice(&record);
             }
         }
     }
@@ -129,6 +133,30 @@ impl Head<'_> {
     }
 }
 
+/// A row's effect on a head's state, from its record (a, k, u): `S = fma(k, u, a * S)`.
+pub fn take_up(record: &[f32], key_dim: usize, s: &mut [f32]) {
+    let Some((a, rest)) = record.split_first() else { return };
+    let (k, u) = rest.split_at(key_dim);
+    for (s, k) in s.chunks_mut(u.len()).zip(k) {
+        s.iter_mut().zip(u).for_each(|(s, u)| *s = k.mul_add(*u, a * *s));
+    }
+}
+
+/// Brings the state of every head of a slot to where `seq` begins. `records` has room for `held` rows of each.
+pub(super) fn take_up_heads(
+    shape: &Products,
+    seq: &SlotRows,
+    (state, records, held): (&mut [f32], &[f32], usize),
+) {
+    if seq.base() == 0 && seq.rows + seq.accepted > 0 {
+        state.fill(0.0);
+    }
+    for (h, s) in state.chunks_mut(shape.head()).enumerate() {
+        let records = records.chunks_exact(shape.record()).skip(h * held).take(seq.accepted);
+        records.for_each(|record| take_up(record, shape.key_dim, s));
+    }
+}
+
 /// Where the parts of a head lie in a row of q, k and v: q, k, v.
 pub fn columns(shape: &DeltaShape, value_head: usize) -> [usize; 3] {
     let (keys, head) = (shape.key_heads * shape.key_dim, shape.key_head(value_head) * shape.key_dim);
@@ -146,23 +174,33 @@ impl Reference {
             z: shape(args.z)?,
             beta: shape(args.beta)?,
             decay: shape(args.decay)?,
-            state: shape(args.state)?,
+            memory: MemoryShape::of(&args.memory, shape)?,
             out: shape(args.out)?,
         };
         let decays = check::delta_net(args, &bufs, [rate.len(), bias.len(), norm.len()])?;
+        let held = bufs.memory.held(&Recurrence::Delta(args.shape));
         for seq in args.seqs {
             let len = args.shape.key_dim * args.shape.value_dim;
-            let mut state = self.buffers.get(VERB, args.state)?.row(seq.slot).to_vec();
-            if seq.position == 0 && seq.rows > 0 {
-                state.fill(0.0);
-            }
+            let (mut state, mut records) = self.memory_of(VERB, &args.memory, seq.slot)?;
+            let products = args.shape.products();
+            take_up_heads(&products, seq, (&mut state, &records, held));
+            let kept = seq.holds().then(|| state.clone());
             for (h, s) in state.chunks_mut(len).enumerate() {
+                let mut recorded = match kept {
+                    Some(_) => &mut records[h * held * products.record()..],
+                    None => &mut [],
+                };
                 for piece in pieces(seq) {
-                    let bias = &bias[h * decays..][..decays];
-                    self.delta_piece(args, (h, rate[h], bias), (&norm, args.eps), piece, s)?;
+                    let values = (h, rate[h], &bias[h * decays..][..decays]);
+                    self.delta_piece(args, values, (&norm, args.eps), piece, (s, recorded))?;
+                    recorded = recorded.get_mut(piece.rows * products.record()..).unwrap_or_default();
                 }
             }
-            self.buffers.get_mut(VERB, args.state)?.row_mut(seq.slot).copy_from_slice(&state);
+            let state = kept.unwrap_or(state);
+            self.buffers.get_mut(VERB, args.memory.state)?.row_mut(seq.slot).copy_from_slice(&state);
+            if let Some(buf) = args.memory.records {
+                self.buffers.get_mut(VERB, buf)?.row_mut(seq.slot).copy_from_slice(&records);
+            }
         }
         Ok(())
     }
@@ -174,7 +212,7 @@ impl Reference {
         (h, rate, bias): (usize, f32, &[f32]),
         (norm, eps): (&[f32], f32),
         piece: Piece,
-        s: &mut [f32],
+        (s, records): (&mut [f32], &mut [f32]),
     ) -> Result<()> {
         const VERB: &str = "delta_net";
         let (dk, dv) = (args.shape.key_dim, args.shape.value_dim);
@@ -197,7 +235,7 @@ impl Reference {
         let mut o = vec![0f32; rows * dv];
         match chunked {
             true => head.chunked(s, &mut o),
-            false => head.recurrent(s, &mut o),
+            false => head.recurrent(s, &mut o, records),
         }
         for (i, o) in o.chunks(dv).enumerate() {
             let z = self.buffers.get(VERB, args.z)?.row(row + i)[h * dv..][..dv].to_vec();
@@ -273,7 +311,7 @@ mod tests {
                     let (mut s, mut out) = (start.clone(), vec![0f32; rows * dims.1]);
                     match chunked {
                         true => owned.head(0, rows).chunked(&mut s, &mut out),
-                        false => owned.head(0, rows).recurrent(&mut s, &mut out),
+                        false => owned.head(0, rows).recurrent(&mut s, &mut out, &mut []),
                     }
                     out.extend(s);
                     out
@@ -299,7 +337,7 @@ mod tests {
         let head =
             Head { q: &q, k: &q, v: &v, beta: &[0.5], log_decay: &[0.5f32.ln()], key_dim: 16, value_dim: 16 };
         let mut out = vec![0f32; 16];
-        head.recurrent(&mut s, &mut out);
+        head.recurrent(&mut s, &mut out, &mut []);
         // a S = 1; u = 0.5 (3 - 1) = 1; S = 2; column 1 had nothing: u = 1.5.
         for (c, expected) in [(0, 2.0), (1, 1.5)] {
             assert!((s[c] - expected).abs() < 1e-6 && (out[c] - expected).abs() < 1e-6, "{c}: {}", s[c]);
@@ -310,7 +348,7 @@ mod tests {
     #[test]
     fn pieces_end_at_absolute_multiples() {
         let all = |position, rows| {
-            let seq = SlotRows { row: 3, rows, position, slot: 0 };
+            let seq = SlotRows::new(3, rows, position, 0);
             pieces(&seq).map(|p| (p.row, p.rows, p.chunked)).collect::<Vec<_>>()
         };
         assert_eq!(all(0, 64), [(3, 64, true)]);

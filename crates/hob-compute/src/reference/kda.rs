@@ -115,7 +115,7 @@ mod tests {
         let mut out = vec![0f32; head.beta.len() * head.value_dim];
         match chunked {
             true => head.chunked(&mut s, &mut out),
-            false => head.recurrent(&mut s, &mut out),
+            false => head.recurrent(&mut s, &mut out, &mut []),
         }
         out.extend(s);
         out

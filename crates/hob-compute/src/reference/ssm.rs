@@ -2,9 +2,9 @@
 //! is, other devices use as it stands.
 
 use super::Reference;
-use super::delta::{Piece, pieces};
-use crate::check::recurrent::{self as check, SsmBufs};
-use crate::{Result, SsmScan, SsmShape, WeightKind, math};
+use super::delta::{Piece, pieces, take_up_heads};
+use crate::check::recurrent::{self as check, MemoryShape, SsmBufs};
+use crate::{Recurrence, Result, SsmScan, SsmShape, WeightKind, math};
 
 /// The step of a row, and the logarithm of how much of the state stays: see [`SsmScan`].
 pub fn step(dt: f32, rate: f32, bias: f32, [least, most]: [f32; 2]) -> (f32, f32) {
@@ -37,15 +37,19 @@ pub struct Head<'a> {
 
 impl Head<'_> {
     /// Row by row: `u = step * x`; for ascending state dimension `S = fma(B, u, a * S)` and `y = fma(C, S, y)` from 0 on;
-    /// `out = fma(skip, x, y)`. Fills `out`, `[rows, head_dim]`, and moves `s` on.
-    pub fn recurrent(&self, s: &mut [f32], out: &mut [f32]) {
+    /// `out = fma(skip, x, y)`. Fills `out`, `[rows, head_dim]`, and moves `s` on; `records` gets a, B and u of every row,
+    /// as far as it goes.
+    pub fn recurrent(&self, s: &mut [f32], out: &mut [f32], records: &mut [f32]) {
         let (width, n) = (self.head_dim, self.state_dim);
         for i in 0..self.step.len() {
             let (b, c) = (&self.b[i * n..][..n], &self.c[i * n..][..n]);
             let a = math::exp(self.log_decay[i]);
+            let mut record = vec![a];
+            record.extend_from_slice(b);
             for p in 0..width {
                 let x = self.x[i * width + p];
                 let u = self.step[i] * x;
+                record.push(u);
                 let mut y = 0f32;
                 for (n, (b, c)) in b.iter().zip(c).enumerate() {
                     let s = &mut s[n * width + p];
@@ -53,6 +57,9 @@ impl Head<'_> {
                     y = c.mul_add(*s, y);
                 }
                 out[i * width + p] = self.skip.mul_add(x, y);
+            }
+            if let Some(place) = records.chunks_exact_mut(record.len()).nth(i) {
+                place.copy_from_slice(&record);
             }
         }
     }
@@ -117,23 +124,32 @@ impl Reference {
             xbc: shape(args.xbc)?,
             z: shape(args.z)?,
             dt: shape(args.dt)?,
-            state: shape(args.state)?,
+            memory: MemoryShape::of(&args.memory, shape)?,
             out: shape(args.out)?,
         };
         let lengths = [&vectors.rate, &vectors.bias, &vectors.skip, &vectors.norm].map(Vec::len);
         check::ssm_scan(args, &bufs, lengths)?;
+        let held = bufs.memory.held(&Recurrence::Ssm(args.shape));
+        let products = args.shape.products();
         for seq in args.seqs {
-            let len = args.shape.head_dim * args.shape.state_dim;
-            let mut state = self.buffers.get(VERB, args.state)?.row(seq.slot).to_vec();
-            if seq.position == 0 && seq.rows > 0 {
-                state.fill(0.0);
-            }
-            for (h, s) in state.chunks_mut(len).enumerate() {
+            let (mut state, mut records) = self.memory_of(VERB, &args.memory, seq.slot)?;
+            take_up_heads(&products, seq, (&mut state, &records, held));
+            let kept = seq.holds().then(|| state.clone());
+            for (h, s) in state.chunks_mut(products.head()).enumerate() {
+                let mut recorded = match kept {
+                    Some(_) => &mut records[h * held * products.record()..],
+                    None => &mut [],
+                };
                 for piece in pieces(seq) {
-                    self.ssm_piece(args, h, &vectors, piece, s)?;
+                    self.ssm_piece(args, h, &vectors, piece, (s, recorded))?;
+                    recorded = recorded.get_mut(piece.rows * products.record()..).unwrap_or_default();
                 }
             }
-            self.buffers.get_mut(VERB, args.state)?.row_mut(seq.slot).copy_from_slice(&state);
+            let state = kept.unwrap_or(state);
+            self.buffers.get_mut(VERB, args.memory.state)?.row_mut(seq.slot).copy_from_slice(&state);
+            if let Some(buf) = args.memory.records {
+                self.buffers.get_mut(VERB, buf)?.row_mut(seq.slot).copy_from_slice(&records);
+            }
             for row in seq.row..seq.row + seq.rows {
                 self.ssm_finish(args, &vectors.norm, row)?;
             }
@@ -148,7 +164,7 @@ impl Reference {
         h: usize,
         vectors: &Vectors,
         piece: Piece,
-        s: &mut [f32],
+        (s, records): (&mut [f32], &mut [f32]),
     ) -> Result<()> {
         const VERB: &str = "ssm_scan";
         let (width, n) = (args.shape.head_dim, args.shape.state_dim);
@@ -173,7 +189,7 @@ impl Reference {
         let mut y = vec![0f32; rows * width];
         match chunked {
             true => head.chunked(s, &mut y),
-            false => head.recurrent(s, &mut y),
+            false => head.recurrent(s, &mut y, records),
         }
         for (i, y) in y.chunks(width).enumerate() {
             self.buffers.get_mut(VERB, args.out)?.row_mut(row + i)[at_x..][..width].copy_from_slice(y);
@@ -226,7 +242,7 @@ mod tests {
                     let (mut s, mut out) = (start.clone(), vec![0f32; rows * head_dim]);
                     match chunked {
                         true => head.chunked(&mut s, &mut out),
-                        false => head.recurrent(&mut s, &mut out),
+                        false => head.recurrent(&mut s, &mut out, &mut []),
                     }
                     out.extend(s);
                     out
@@ -251,7 +267,7 @@ mod tests {
         let (b, c, x) = (&e[..], &e[..], &x[..]);
         let head = Head { x, b, c, step, log_decay, skip: 0.1, head_dim: 16, state_dim: 16 };
         let mut out = vec![0f32; 16];
-        head.recurrent(&mut s, &mut out);
+        head.recurrent(&mut s, &mut out, &mut []);
         // a S = 1; u = 1.5; S = 2.5; out = S + 0.3. Column 1 had nothing.
         for (p, expected) in [(0, 2.5), (1, 1.5)] {
             assert!(

@@ -2,8 +2,8 @@
 
 use hob_compute::reference::{attention::Scoring, rows};
 use hob_compute::{
-    DeltaShape, KeyHeads, PAGE_POSITIONS, Page, PageSpec, Picked, Pool as PageHandle, RopePairs, SeqRows,
-    SlotRows, SsmShape,
+    Commit, DeltaShape, KeyHeads, PAGE_POSITIONS, Page, PageSpec, Picked, Pool as PageHandle, RopePairs,
+    SeqRows, SlotRows, SsmShape,
 };
 use hob_quant::KvFormat;
 use hob_testkit::guard::{Edge, GuardedBuf};
@@ -278,6 +278,11 @@ fn delta_rules_stay_inside() {
                     let (beta, decay) = (normal(rows * 2), normal(rows * 2 * decays));
                     let (bias, norm) = (normal(2 * decays), normal(value_dim));
                     let (mut state, mut out) = (normal(shape.state()), normal(rows * shape.width()));
+                    let held = if rows < 16 { rows } else { 1 };
+                    let mut records = normal(held * 2 * shape.products().record());
+                    // The first row is taken up from a record, and few rows are held.
+                    let commit = if rows < 16 { Commit::Hold } else { Commit::Now };
+                    let accepted = position.min(1);
                     let rate = GuardedBuf::from_f32(&[-0.1, -2.0], edge);
                     let job = delta::Job {
                         shape,
@@ -289,8 +294,12 @@ fn delta_rules_stay_inside() {
                         bias: bias.as_f32(),
                         norm: norm.as_f32(),
                         eps: 1e-6,
-                        state: state.as_mut_f32(),
-                        seqs: &[SlotRows { row: 0, rows, position, slot: 0 }],
+                        memory: super::products::States {
+                            state: state.as_mut_f32(),
+                            records: records.as_mut_f32(),
+                            held,
+                        },
+                        seqs: &[SlotRows { accepted, commit, ..SlotRows::new(0, rows, position, 0) }],
                         out: out.as_mut_f32(),
                     };
                     delta::delta_net(&pool, isa, job);
@@ -316,6 +325,10 @@ fn state_spaces_stay_inside() {
                     let (dt, bias, skip) = (normal(rows * 2), normal(2), normal(2));
                     let norm = normal(shape.width());
                     let (mut state, mut out) = (normal(shape.state()), normal(rows * shape.width()));
+                    let held = if rows < 16 { rows } else { 1 };
+                    let mut records = normal(held * 2 * shape.products().record());
+                    let commit = if rows < 16 { Commit::Hold } else { Commit::Now };
+                    let accepted = position.min(1);
                     let rate = GuardedBuf::from_f32(&[-0.1, -2.0], edge);
                     let job = ssm::Job {
                         shape,
@@ -328,8 +341,12 @@ fn state_spaces_stay_inside() {
                         norm: norm.as_f32(),
                         eps: 1e-5,
                         limit: [0.0, f32::INFINITY],
-                        state: state.as_mut_f32(),
-                        seqs: &[SlotRows { row: 0, rows, position, slot: 0 }],
+                        memory: super::products::States {
+                            state: state.as_mut_f32(),
+                            records: records.as_mut_f32(),
+                            held,
+                        },
+                        seqs: &[SlotRows { accepted, commit, ..SlotRows::new(0, rows, position, 0) }],
                         out: out.as_mut_f32(),
                     };
                     ssm::ssm_scan(&pool, isa, job);

@@ -16,6 +16,7 @@ pub(crate) mod lanes;
 pub mod map;
 pub mod norm;
 pub mod pick;
+pub mod products;
 pub mod rope;
 pub mod route;
 pub mod short_conv;

@@ -17,11 +17,19 @@ pub struct Job<'a> {
     pub count: usize,
     /// `[dim]`
     pub bias: Option<&'a [f32]>,
-    /// `[slots, (count - 1) * dim]`
-    pub state: &'a mut [f32],
+    pub memory: Columns<'a>,
     pub seqs: &'a [SlotRows],
     /// `[rows, dim]`
     pub out: &'a mut [f32],
+}
+
+/// What is remembered of all slots.
+pub struct Columns<'a> {
+    /// `[slots, (count - 1) * dim]`
+    pub state: &'a mut [f32],
+    /// `[slots, held, dim]`
+    pub records: &'a mut [f32],
+    pub held: usize,
 }
 
 /// The job as stripes see it.
@@ -35,6 +43,8 @@ struct Shared<'a> {
     dim: usize,
     seqs: &'a [SlotRows],
     state: Parts<'a, f32>,
+    records: Parts<'a, f32>,
+    held: usize,
     out: Parts<'a, f32>,
 }
 
@@ -46,10 +56,11 @@ pub fn turned(taps: &[f32], count: usize) -> Vec<f32> {
 
 /// Runs a job.
 pub fn short_conv(pool: &Pool, isa: Isa, job: Job) {
-    let Job { form, x, taps, count, bias, state, seqs, out } = job;
+    let Job { form, x, taps, count, bias, memory, seqs, out } = job;
     let dim = taps.len() / count;
-    let (state, out) = (Parts::new(state), Parts::new(out));
-    let shared = Shared { form, x, taps, count, bias, dim, seqs, state, out };
+    let Columns { state, records, held } = memory;
+    let (state, records, out) = (Parts::new(state), Parts::new(records), Parts::new(out));
+    let shared = Shared { form, x, taps, count, bias, dim, seqs, state, records, held, out };
     let rows: usize = seqs.iter().map(|s| s.rows).sum();
     if rows * dim < ALONE {
         return stripe(isa, &shared, 0, dim);
@@ -91,7 +102,7 @@ fn stripe_portable(isa: Isa, job: &Shared, start: usize, width: usize) {
 
 #[inline(always)]
 fn stripe_of<const GATED: bool>(isa: Isa, job: &Shared, start: usize, width: usize) {
-    let &Shared { x, taps, count, bias, dim, seqs, state, out, .. } = job;
+    let &Shared { x, taps, count, bias, dim, seqs, state, records, held, out, .. } = job;
     let parts = if GATED { 3 } else { 1 };
     let part = |row: usize, which: usize| &x[(row * parts + which) * dim + start..][..width];
     let values = |row: usize| {
@@ -103,6 +114,10 @@ fn stripe_of<const GATED: bool>(isa: Isa, job: &Shared, start: usize, width: usi
             let at = (seq.slot * (count - 1) + c) * dim + start;
             at..at + width
         };
+        let record = |n: usize| {
+            let at = (seq.slot * held + n) * dim + start;
+            at..at + width
+        };
         for i in 0..seq.rows {
             let row = seq.row + i;
             // SAFETY: stripes are disjoint columns of `out`.
@@ -110,13 +125,18 @@ fn stripe_of<const GATED: bool>(isa: Isa, job: &Shared, start: usize, width: usi
             for j in 0..count {
                 let w = &taps[j * dim + start..][..width];
                 match history(seq, i, j, count) {
-                    History { row: Some(row), .. } => tap(j, w, out, values(row)),
-                    History { column: Some(c), .. } => {
-                        // SAFETY: stripes are disjoint columns of the state, and nothing else of it is borrowed.
+                    History::Row(row) => tap(j, w, out, values(row)),
+                    History::Record(n) => {
+                        // SAFETY: stripes are disjoint columns of the records, and nothing else of them is borrowed.
+                        let v = unsafe { records.part(record(n)) };
+                        tap(j, w, out, v.iter().copied());
+                    }
+                    History::Column(c) => {
+                        // SAFETY: as above, of the state.
                         let v = unsafe { state.part(column(c)) };
                         tap(j, w, out, v.iter().copied());
                     }
-                    _ => tap(j, w, out, std::iter::repeat_n(0.0, width)),
+                    History::Nowhere => tap(j, w, out, std::iter::repeat_n(0.0, width)),
                 }
             }
             if let Some(bias) = bias {
@@ -127,22 +147,52 @@ fn stripe_of<const GATED: bool>(isa: Isa, job: &Shared, start: usize, width: usi
                 false => sigmoid::silus(isa, out),
             }
         }
-        // What tap j of the next row will find. Columns move to lower indices, so ascending order is safe.
+        // What tap j of the row behind the state will find. Columns move to lower indices, so ascending order is safe.
+        let end = if seq.holds() { 0 } else { seq.rows };
         for j in 0..count - 1 {
-            match history(seq, seq.rows, j, count) {
-                History { row: Some(row), .. } => {
+            match history(seq, end, j, count) {
+                History::Row(row) => {
                     // SAFETY: as above.
                     let to = unsafe { state.part(column(j)) };
                     to.iter_mut().zip(values(row)).for_each(|(to, v)| *to = v);
                 }
-                History { column: Some(c), .. } if c != j => {
+                History::Record(n) => {
+                    // SAFETY: as above, of two buffers.
+                    let (to, from) = unsafe { (state.part(column(j)), records.part(record(n))) };
+                    to.copy_from_slice(from);
+                }
+                History::Column(c) if c != j => {
                     // SAFETY: as above, and two different columns.
                     let (to, from) = unsafe { (state.part(column(j)), state.part(column(c))) };
                     to.copy_from_slice(from);
                 }
-                History { column: Some(_), .. } => {}
+                History::Column(_) => {}
                 // SAFETY: as above.
-                _ => unsafe { state.part(column(j)) }.fill(0.0),
+                History::Nowhere => unsafe { state.part(column(j)) }.fill(0.0),
+            }
+        }
+        // Last, since the state takes old records up.
+        for i in 0..if seq.holds() { seq.rows } else { 0 } {
+            // SAFETY: as above.
+            let to = unsafe { records.part(record(i)) };
+            to.iter_mut().zip(values(seq.row + i)).for_each(|(to, v)| *to = v);
+        }
+    }
+}
+
+/// Moves the columns of slots past accepted records.
+pub fn catch_up((dim, count): (usize, usize), memory: Columns, seqs: &[SlotRows]) {
+    let Columns { state, records, held } = memory;
+    for seq in seqs.iter().filter(|s| s.accepted > 0) {
+        let state = &mut state[seq.slot * (count - 1) * dim..][..(count - 1) * dim];
+        let records = &records[seq.slot * held * dim..][..held * dim];
+        for j in 0..count - 1 {
+            match history(seq, 0, j, count) {
+                History::Record(n) => {
+                    state[j * dim..][..dim].copy_from_slice(&records[n * dim..][..dim]);
+                }
+                History::Column(c) => state.copy_within(c * dim..(c + 1) * dim, j * dim),
+                History::Row(_) | History::Nowhere => state[j * dim..][..dim].fill(0.0),
             }
         }
     }

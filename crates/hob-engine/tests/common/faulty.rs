@@ -157,6 +157,10 @@ impl Compute for Faulty {
         self.inner()?.delta_net(args)
     }
 
+    fn catch_up(&mut self, args: &CatchUp) -> Result<()> {
+        self.inner()?.catch_up(args)
+    }
+
     fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
         self.inner()?.ssm_scan(args)
     }

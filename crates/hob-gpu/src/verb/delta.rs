@@ -4,8 +4,8 @@
 pub(crate) mod chunked;
 mod recurrent;
 
-use hob_compute::check::recurrent::{self as check, DeltaBufs};
-use hob_compute::{DeltaNet, DeltaShape, KeyHeads, Result, WeightKind};
+use hob_compute::check::recurrent::{self as check, DeltaBufs, MemoryShape};
+use hob_compute::{DeltaNet, DeltaShape, KeyHeads, Recurrence, Result, SlotRows, WeightKind};
 
 use crate::Gpu;
 use crate::stream::BufferId;
@@ -18,6 +18,9 @@ const GATES: &str = include_str!("../wgsl/delta/gates.wgsl");
 struct Bound {
     out: BufferId,
     state: BufferId,
+    records: Option<BufferId>,
+    /// Rows that have records.
+    held: usize,
     qkv: BufferId,
     z: BufferId,
     beta: BufferId,
@@ -32,18 +35,23 @@ struct Bound {
 impl Gpu {
     pub(crate) fn run_delta_net(&mut self, args: &DeltaNet) -> Result<()> {
         let bound = self.checked_delta(args)?;
-        for buf in [args.out, args.state] {
+        for buf in args.memory.bufs().chain([args.out]) {
             self.acts.get_mut(VERB, buf)?.written();
         }
-        let many = args.seqs.iter().any(|s| s.rows >= DeltaNet::CHUNKED);
-        // Both forms are made ready: which one a batch of some number of rows takes is decided by its sequences.
-        if many || self.stream.rehearsing {
+        // Each sequence goes by its own rows, so that company changes no bit. Both forms are made ready.
+        if args.seqs.iter().any(|s| self.takes(s, true)) {
+            self.catch_up_states(&args.shape.products(), (&args.memory, bound.held), args.seqs, many)?;
             self.run_chunked_delta(args, &bound)?;
         }
-        if !many || self.stream.rehearsing {
+        if args.seqs.iter().any(|s| self.takes(s, false)) {
             self.run_recurrent_delta(args, &bound)?;
         }
         Ok(())
+    }
+
+    /// Whether a sequence goes through the chunked form, or not: through both in rehearsal.
+    pub(in crate::verb) fn takes(&self, seq: &SlotRows, chunked: bool) -> bool {
+        self.stream.rehearsing || many(seq) == chunked
     }
 
     fn checked_delta(&self, args: &DeltaNet) -> Result<Bound> {
@@ -58,7 +66,7 @@ impl Gpu {
             z: self.shape(VERB, args.z)?,
             beta: self.shape(VERB, args.beta)?,
             decay: self.shape(VERB, args.decay)?,
-            state: self.shape(VERB, args.state)?,
+            memory: MemoryShape::of(&args.memory, |buf| self.shape(VERB, buf))?,
             out: self.shape(VERB, args.out)?,
         };
         let decays = check::delta_net(args, &shapes, vectors.map(|v| v.0))?;
@@ -67,7 +75,9 @@ impl Gpu {
         let [rate, bias, norm] = vectors.map(|v| v.1.unwrap_or(out));
         Ok(Bound {
             out,
-            state: of(args.state)?,
+            state: of(args.memory.state)?,
+            records: args.memory.records.map(of).transpose()?,
+            held: shapes.memory.held(&Recurrence::Delta(args.shape)),
             qkv: of(args.qkv)?,
             z: of(args.z)?,
             beta: of(args.beta)?,
@@ -78,6 +88,11 @@ impl Gpu {
             channel: decays > 1,
         })
     }
+}
+
+/// Whether the rows of a sequence are enough for the chunked form.
+pub(in crate::verb) fn many(seq: &SlotRows) -> bool {
+    seq.rows >= DeltaNet::CHUNKED && !seq.holds()
 }
 
 /// What kernels are specialised by: the heads, and whether their channels fade by themselves.

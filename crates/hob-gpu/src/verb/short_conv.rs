@@ -1,13 +1,15 @@
 //! Short convolutions and their state, any number of rows in one dispatch.
 
-use hob_compute::check::recurrent as check;
-use hob_compute::{ConvForm, Result, ShortConv, WeightKind};
+use hob_compute::check::recurrent::{self as check, MemoryShape};
+use hob_compute::{ConvForm, Memory, Recurrence, Result, ShortConv, SlotRows, WeightKind};
 
 use crate::Gpu;
 use crate::stream::{Access, Call, KernelKey, Source};
 use crate::template::Template;
 
-const SHORT_CONV: &str = include_str!("../wgsl/short_conv.wgsl");
+const ROWS: &str = include_str!("../wgsl/short_conv/rows.wgsl");
+const CATCH_UP: &str = include_str!("../wgsl/short_conv/catch_up.wgsl");
+const EARLIER: &str = include_str!("../wgsl/short_conv/earlier.wgsl");
 const VERB: &str = "short_conv";
 const LANES: usize = 64;
 /// Rows that one lane walks; a first chunk must hold all rows that still see the old state.
@@ -19,35 +21,33 @@ impl Gpu {
         let (cols, taps) = (taps.spec.cols, taps.parts[0].buffer);
         let bias = args.bias.map(|w| self.weight(VERB, w, WeightKind::Vector)).transpose()?;
         let bias = bias.map(|bias| (bias.spec.cols, bias.parts[0].buffer));
-        let (x, state) = (self.shape(VERB, args.x)?, self.shape(VERB, args.state)?);
-        let out = self.shape(VERB, args.out)?;
-        let count = check::short_conv(args, x, (cols, bias.map(|b| b.0)), state, out)?;
-        let chunk = CHUNK.max(count);
-        let key = KernelKey {
-            name: "short conv",
-            params: [count as u32, chunk as u32, args.form as u32, bias.is_some().into(), 0, 0, 0, 0],
-        };
-        let kernel = self.stream.kernel(key, || source(args.form, count, chunk, bias.is_some()))?;
+        let memory = MemoryShape::of(&args.memory, |buf| self.shape(VERB, buf))?;
+        let (x, out) = (self.shape(VERB, args.x)?, self.shape(VERB, args.out)?);
+        let count = check::short_conv(args, x, (cols, bias.map(|b| b.0)), memory, out)?;
+        let held = memory.held(&Recurrence::Conv { channels: out.width, taps: count });
+        let form =
+            Form { form: args.form, taps: count, chunk: CHUNK.max(count), held, biased: bias.is_some() };
+        let (chunk, kernel) = (form.chunk, self.stream.kernel(form.key(), || form.source())?);
         let mut items = std::mem::take(&mut self.words);
         items.clear();
         for seq in args.seqs {
             for first in (0..seq.rows.max(1)).step_by(chunk) {
-                items.extend([seq.row, seq.rows, seq.position, seq.slot, first].map(|n| n as u32));
+                let SlotRows { row, rows, position, slot, accepted, .. } = *seq;
+                let holds = usize::from(seq.holds());
+                items.extend([position, slot, accepted, holds, row, rows, first].map(|n| n as u32));
             }
         }
-        let chunks = items.len() / 5;
+        let chunks = items.len() / 7;
         let start = self.stream.arguments(&items);
         self.words = items;
-        let mut bindings = vec![
-            self.acts.get(VERB, args.out)?.rows,
-            self.acts.get(VERB, args.state)?.rows,
-            self.acts.get(VERB, args.x)?.rows,
-            taps,
-            self.stream.argument_buffer(),
-        ];
+        let of = |buf| Ok(self.acts.get(VERB, buf)?.rows);
+        let mut bindings =
+            vec![of(args.out)?, of(args.memory.state)?, of(args.x)?, taps, self.stream.argument_buffer()];
+        bindings.extend(args.memory.records.map(of).transpose()?);
         bindings.extend(bias.map(|b| b.1));
-        self.acts.get_mut(VERB, args.out)?.written();
-        self.acts.get_mut(VERB, args.state)?.written();
+        for buf in args.memory.bufs().chain([args.out]) {
+            self.acts.get_mut(VERB, buf)?.written();
+        }
         let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
         self.stream.dispatch(&Call {
             kernel,
@@ -58,17 +58,81 @@ impl Gpu {
             bytes: (16 * rows * out.width) as u64,
         })
     }
+
+    /// Moves columns past accepted records. Arguments were checked; `held` rows have records.
+    pub(super) fn catch_up_columns(
+        &mut self,
+        (channels, taps): (usize, usize),
+        (memory, held): (&Memory, usize),
+        seqs: &[SlotRows],
+    ) -> Result<()> {
+        const VERB: &str = "catch_up";
+        let Some(records) = memory.records else { return Ok(()) };
+        let key =
+            KernelKey { name: "short conv catch up", params: [taps as u32, held as u32, 0, 0, 0, 0, 0, 0] };
+        let kernel = self.stream.kernel(key, || catch_up_source(taps, held))?;
+        let mut items = std::mem::take(&mut self.words);
+        items.clear();
+        let moved = seqs.iter().filter(|s| s.accepted > 0);
+        moved.for_each(|s| items.extend([s.position, s.slot, s.accepted].map(|n| n as u32)));
+        let count = items.len() / 3;
+        let start = self.stream.arguments(&items);
+        self.words = items;
+        self.acts.get_mut(VERB, memory.state)?.written();
+        let of = |buf| Ok(self.acts.get(VERB, buf)?.rows);
+        self.stream.dispatch(&Call {
+            kernel,
+            bindings: &[of(memory.state)?, of(records)?, self.stream.argument_buffer()],
+            immediates: &[channels as u32, start?],
+            groups: [channels.div_ceil(LANES) as u32, count as u32, 1],
+            verb: VERB,
+            bytes: (8 * count * taps * channels) as u64,
+        })
+    }
 }
 
-fn source(form: ConvForm, taps: usize, chunk: usize, biased: bool) -> Source {
-    let gated = form == ConvForm::Gated;
-    let wgsl = Template::new()
-        .flag("GATED", gated)
-        .flag("BIASED", biased)
+fn template(taps: usize, held: usize) -> Template {
+    Template::new()
+        .flag("RECORDS", held > 0)
+        .value("HELD", held)
         .value("TAPS", taps)
-        .value("CHUNK", chunk)
-        .render(SHORT_CONV);
-    let mut bindings = vec![Access::Write, Access::Write];
-    bindings.extend(vec![Access::Read; 3 + usize::from(biased)]);
-    Source { wgsl, bindings }
+        .piece("earlier", EARLIER)
+}
+
+/// What the kernel of rows is specialised by.
+#[derive(Copy, Clone)]
+struct Form {
+    form: ConvForm,
+    taps: usize,
+    chunk: usize,
+    /// Rows that have records.
+    held: usize,
+    biased: bool,
+}
+
+impl Form {
+    fn key(&self) -> KernelKey {
+        let &Form { form, taps, chunk, held, biased } = self;
+        let params = [taps as u32, chunk as u32, form as u32, held as u32, biased.into(), 0, 0, 0];
+        KernelKey { name: "short conv", params }
+    }
+
+    fn source(&self) -> Source {
+        let wgsl = template(self.taps, self.held)
+            .flag("GATED", self.form == ConvForm::Gated)
+            .flag("BIASED", self.biased)
+            .value("BIAS", 5 + usize::from(self.held > 0))
+            .value("CHUNK", self.chunk)
+            .render(ROWS);
+        let mut bindings = vec![Access::Write, Access::Write];
+        bindings.extend([Access::Read; 3]);
+        bindings.extend([Access::Write].iter().filter(|_| self.held > 0));
+        bindings.extend([Access::Read].iter().filter(|_| self.biased));
+        Source { wgsl, bindings }
+    }
+}
+
+fn catch_up_source(taps: usize, held: usize) -> Source {
+    let wgsl = template(taps, held).render(CATCH_UP);
+    Source { wgsl, bindings: vec![Access::Write, Access::Read, Access::Read] }
 }

@@ -4,8 +4,8 @@
 mod chunked;
 mod recurrent;
 
-use hob_compute::check::recurrent::{self as check, SsmBufs};
-use hob_compute::{DeltaNet, Result, SlotRows, SsmScan, SsmShape, WeightKind};
+use hob_compute::check::recurrent::{self as check, MemoryShape, SsmBufs};
+use hob_compute::{Recurrence, Result, SlotRows, SsmScan, SsmShape, WeightKind};
 
 use crate::Gpu;
 use crate::act::FEW_ROWS;
@@ -20,6 +20,9 @@ const GATES: &str = include_str!("../wgsl/delta/gates.wgsl");
 struct Bound {
     out: BufferId,
     state: BufferId,
+    records: Option<BufferId>,
+    /// Rows that have records.
+    held: usize,
     xbc: BufferId,
     z: BufferId,
     dt: BufferId,
@@ -34,15 +37,18 @@ struct Bound {
 impl Gpu {
     pub(crate) fn run_ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
         let bound = self.checked_ssm(args)?;
-        for buf in [args.out, args.state] {
+        for buf in args.memory.bufs().chain([args.out]) {
             self.acts.get_mut(VERB, buf)?.written();
         }
-        let many = args.seqs.iter().any(|s| s.rows >= DeltaNet::CHUNKED);
-        // Both forms are made ready: which one a batch of some number of rows takes is decided by its sequences.
-        if many || self.stream.rehearsing {
+        // By itself: workgroups of one head share records, and some may write theirs while others still read.
+        if args.seqs.iter().any(|s| s.accepted > 0) {
+            self.catch_up_states(&args.shape.products(), (&args.memory, bound.held), args.seqs, |_| true)?;
+        }
+        // Each sequence goes by its own rows, so that company changes no bit. Both forms are made ready.
+        if args.seqs.iter().any(|s| self.takes(s, true)) {
             self.run_chunked_ssm(args, &bound)?;
         }
-        if !many || self.stream.rehearsing {
+        if args.seqs.iter().any(|s| self.takes(s, false)) {
             self.run_recurrent_ssm(args, &bound)?;
         }
         self.finish_ssm(args, &bound)
@@ -59,7 +65,7 @@ impl Gpu {
             xbc: self.shape(VERB, args.xbc)?,
             z: self.shape(VERB, args.z)?,
             dt: self.shape(VERB, args.dt)?,
-            state: self.shape(VERB, args.state)?,
+            memory: MemoryShape::of(&args.memory, |buf| self.shape(VERB, buf))?,
             out: self.shape(VERB, args.out)?,
         };
         check::ssm_scan(args, &shapes, vectors.map(|v| v.0))?;
@@ -68,7 +74,9 @@ impl Gpu {
         let [rate, bias, skip, norm] = vectors.map(|v| v.1.unwrap_or(out));
         Ok(Bound {
             out,
-            state: of(args.state)?,
+            state: of(args.memory.state)?,
+            records: args.memory.records.map(of).transpose()?,
+            held: shapes.memory.held(&Recurrence::Ssm(args.shape)),
             xbc: of(args.xbc)?,
             z: of(args.z)?,
             dt: of(args.dt)?,

@@ -281,6 +281,7 @@ impl Rig {
                 position,
                 token,
                 logits: i + wanted >= rows,
+                draft: false,
             });
         }
         let since = if self.trace.is_some() { now_nanos() } else { 0 };

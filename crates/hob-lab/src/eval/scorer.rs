@@ -132,6 +132,7 @@ impl Scorer {
                     position: (position + j) as u32,
                     token: Token::Host(token),
                     logits,
+                    draft: false,
                 },
             ));
             let found = match self.rounded.0.as_slice() {

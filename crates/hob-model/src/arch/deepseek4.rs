@@ -54,6 +54,7 @@ fn config(keys: &Keys) -> Result<Config> {
 }
 
 fn mixtures(keys: &Keys, config: &mut Config) -> Result<()> {
+    const KINDS: &str = "mlp_layer_types";
     const SCORING: Key = Key { gguf: "", hf: "scoring_func" };
     const HASHED: Key = Key { gguf: "hash_layer_count", hf: "num_hash_layers" };
     const LIMIT: Key = Key { gguf: "swiglu_clamp_exp", hf: "swiglu_limit" };
@@ -62,9 +63,16 @@ fn mixtures(keys: &Keys, config: &mut Config) -> Result<()> {
         return Err(ModelError::config(SCORING.hf, "sqrtsoftplus", other));
     }
     let count = config.layers.len();
-    let kinds = keys.json("mlp_layer_types").and_then(Json::as_array);
+    let kinds = keys.json(KINDS).and_then(Json::as_array);
     let listed = kinds.map(|k| k.iter().filter(|k| k.as_str() == Some("hash_moe")).count());
     let hashed = keys.need(HASHED, keys.usize(HASHED)?.or(listed))?;
+    for (i, kind) in kinds.into_iter().flatten().take(count).enumerate() {
+        let expected = if i < hashed { "hash_moe" } else { "moe" };
+        if kind.as_str() != Some(expected) {
+            let expected = format!("{expected} in layer {i}: {} says {hashed}", keys.spell(HASHED));
+            return Err(ModelError::config(KINDS, expected, kind));
+        }
+    }
     let limits = keys.need(LIMIT, keys.numbers(LIMIT, count)?)?;
     let shared = keys.numbers(SHARED_LIMIT, count)?.unwrap_or_else(|| limits.clone());
     if shared != limits {

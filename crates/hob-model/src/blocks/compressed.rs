@@ -132,7 +132,7 @@ impl Compressed {
             kv: buf("kv", head_dim),
             mixed: buf("mixed", wide),
             low: buf("projected groups", low),
-            recent: needs.state("window of kv", (window + RING_SLACK) * head_dim),
+            recent: needs.ring("window of kv", (window + RING_SLACK) * head_dim),
         };
         Compressed {
             heads,

@@ -61,7 +61,7 @@ impl Compressor {
             rope,
             kv_rows: needs.scratch("rows to compress", Rows::Chunk, width),
             gate_rows: needs.scratch("gates of rows to compress", Rows::Chunk, width),
-            recent: needs.state("rows of open blocks", ring * 2 * width),
+            recent: needs.ring("rows of open blocks", ring * 2 * width),
             entries: needs.entries("compressed entries", shape.ratio, shape.dim, read),
         }
     }

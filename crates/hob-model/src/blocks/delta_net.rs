@@ -1,10 +1,10 @@
 //! The mixer of a Gated DeltaNet: `Wo delta_net(conv(Wqkv x), Wz x, Wb x, Wa x)`.
 
-use hob_compute::{Combine, ConvForm, DeltaShape};
+use hob_compute::{Combine, ConvForm, DeltaShape, Recurrence};
 
 use super::step::{Projection, Projections, Step};
 use crate::config::{DeltaConfig, DeltaStored};
-use crate::needs::{BufId, Group, Name, Needs, Rows, Values, WeightId};
+use crate::needs::{BufId, Group, Name, Needs, Rows, StateId, Values, WeightId};
 use crate::stacked::Part;
 use crate::{Config, Naming, Result};
 
@@ -33,10 +33,8 @@ pub(crate) struct DeltaNet {
     rate: WeightId,
     bias: WeightId,
     norm: WeightId,
-    /// `[sequences, (taps - 1) * channels]`
-    convolution: BufId,
-    /// `[sequences, value_heads * key_dim * value_dim]`
-    state: BufId,
+    convolution: StateId,
+    state: StateId,
     bufs: Bufs,
 }
 
@@ -100,8 +98,8 @@ impl DeltaNet {
             bias: needs.vector(bias, heads),
             // Of all norms the one that is not zero-centred.
             norm: needs.vector(naming.layer(i, NORM, "weight"), shape.value_dim),
-            convolution: needs.state("short convolution", (taps - 1) * channels),
-            state: needs.state("delta rule", shape.state()),
+            convolution: needs.state(Recurrence::Conv { channels, taps }),
+            state: needs.state(Recurrence::Delta(shape)),
             bufs,
         }
     }
@@ -112,9 +110,9 @@ impl DeltaNet {
         let products = [(&self.qkv, qkv), (&self.z, z), (&self.beta, beta), (&self.decay, decay)];
         step.linear(input, products, Combine::Store)?;
         let [x, convolved, z, beta, decay] = [qkv, convolved, z, beta, decay].map(|b| step.buf(b));
-        let (state, taps, seqs) = (step.buf(self.convolution), step.weight(self.taps), step.slots);
+        let (memory, taps, seqs) = (step.memory(self.convolution), step.weight(self.taps), step.slots);
         let (form, bias) = (ConvForm::Silu, None);
-        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, bias, state, seqs, out: convolved })?;
+        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, bias, memory, seqs, out: convolved })?;
         let [rate, bias, norm] = [self.rate, self.bias, self.norm].map(|w| step.weight(w));
         let args = hob_compute::DeltaNet {
             shape: self.shape,
@@ -126,7 +124,7 @@ impl DeltaNet {
             bias,
             norm,
             eps: self.eps,
-            state: step.buf(self.state),
+            memory: step.memory(self.state),
             seqs,
             out: step.buf(mixed),
         };

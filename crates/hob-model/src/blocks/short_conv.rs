@@ -1,9 +1,9 @@
 //! The gated short convolution of LFM2: `Wo (C * conv(B * u))` with `[B | C | u] = Wi x`.
 
-use hob_compute::{Combine, ConvForm};
+use hob_compute::{Combine, ConvForm, Recurrence};
 
 use super::step::{Projection, Projections, Step};
-use crate::needs::{BufId, Group, Name, Needs, Rows, WeightId};
+use crate::needs::{BufId, Group, Name, Needs, Rows, StateId, WeightId};
 use crate::{Naming, Result};
 
 const IN: Name = Name { gguf: "shortconv.in_proj", hf: "conv.in_proj" };
@@ -15,8 +15,7 @@ pub(crate) struct ShortConv {
     wi: Projection,
     taps: WeightId,
     wo: Projection,
-    /// `[sequences, (taps - 1) * dim]`
-    state: BufId,
+    state: StateId,
     /// `[rows, 3 * dim]`
     bcu: BufId,
     /// `[rows, dim]`
@@ -38,7 +37,7 @@ impl ShortConv {
             wi,
             taps: needs.flat(name, dim * taps, shape),
             wo,
-            state: needs.state("short convolution", (taps - 1) * dim),
+            state: needs.state(Recurrence::Conv { channels: dim, taps }),
             bcu: needs.scratch("bcu", Rows::Chunk, 3 * dim),
             mixed: needs.scratch("convolved", Rows::Chunk, dim),
         }
@@ -47,10 +46,10 @@ impl ShortConv {
     /// Stored in or added to `out`; the last columns of every sequence are remembered.
     pub fn run(&self, step: &mut Step, input: BufId, out: BufId, combine: Combine) -> Result<()> {
         step.linear(input, [(&self.wi, self.bcu)], Combine::Store)?;
-        let [x, state, mixed] = [self.bcu, self.state, self.mixed].map(|b| step.buf(b));
-        let (taps, seqs) = (step.weight(self.taps), step.slots);
+        let [x, mixed] = [self.bcu, self.mixed].map(|b| step.buf(b));
+        let (taps, memory, seqs) = (step.weight(self.taps), step.memory(self.state), step.slots);
         let (form, bias) = (ConvForm::Gated, None);
-        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, bias, state, seqs, out: mixed })?;
+        step.dev.short_conv(&hob_compute::ShortConv { form, x, taps, bias, memory, seqs, out: mixed })?;
         step.linear(self.mixed, [(&self.wo, out)], combine)
     }
 }

@@ -1,10 +1,10 @@
 //! The mixer of Mamba-2: `Wo ssm_scan(conv(Wxbc x), Wz x, Wdt x)`, the first three in one matrix.
 
-use hob_compute::{Combine, ConvForm, ShortConv, SsmScan, SsmShape};
+use hob_compute::{Combine, ConvForm, Recurrence, ShortConv, SsmScan, SsmShape};
 
 use super::step::{Projection, Projections, Step};
 use crate::config::SsmConfig;
-use crate::needs::{BufId, Group, Name, Needs, Rows, Values, WeightId};
+use crate::needs::{BufId, Group, Name, Needs, Rows, StateId, Values, WeightId};
 use crate::{Config, Naming, Result};
 
 /// z, then x, B and C, then dt.
@@ -31,10 +31,8 @@ pub(crate) struct Ssm {
     bias: WeightId,
     skip: WeightId,
     norm: WeightId,
-    /// `[sequences, (taps - 1) * channels]`
-    convolution: BufId,
-    /// `[sequences, heads * state_dim * head_dim]`
-    state: BufId,
+    convolution: StateId,
+    state: StateId,
     bufs: Bufs,
 }
 
@@ -85,8 +83,8 @@ impl Ssm {
             bias: needs.vector(naming.in_full(i, BIAS), heads),
             skip: needs.flat(naming.in_full(i, SKIP), heads, column),
             norm: needs.flat(naming.layer(i, NORM, "weight"), width, norm),
-            convolution: needs.state("short convolution", (taps - 1) * channels),
-            state: needs.state("state space", shape.state()),
+            convolution: needs.state(Recurrence::Conv { channels, taps }),
+            state: needs.state(Recurrence::Ssm(shape)),
             bufs,
         }
     }
@@ -97,8 +95,8 @@ impl Ssm {
         step.linear(input, [(&self.z, z), (&self.xbc, xbc), (&self.dt, dt)], Combine::Store)?;
         let [z, x, convolved, dt] = [z, xbc, convolved, dt].map(|b| step.buf(b));
         let (taps, bias) = (step.weight(self.taps), self.conv_bias.map(|w| step.weight(w)));
-        let (form, state, seqs) = (ConvForm::Silu, step.buf(self.convolution), step.slots);
-        step.dev.short_conv(&ShortConv { form, x, taps, bias, state, seqs, out: convolved })?;
+        let (form, memory, seqs) = (ConvForm::Silu, step.memory(self.convolution), step.slots);
+        step.dev.short_conv(&ShortConv { form, x, taps, bias, memory, seqs, out: convolved })?;
         let [rate, bias, skip, norm] = [self.rate, self.bias, self.skip, self.norm].map(|w| step.weight(w));
         let args = SsmScan {
             shape: self.config.shape,
@@ -111,7 +109,7 @@ impl Ssm {
             norm,
             eps: self.eps,
             limit: self.config.limit,
-            state: step.buf(self.state),
+            memory: step.memory(self.state),
             seqs,
             out: step.buf(mixed),
         };

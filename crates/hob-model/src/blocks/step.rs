@@ -1,16 +1,21 @@
 //! One pass over a batch as a block sees it: the device, the bound handles, and the rows.
 
-use hob_compute::{Buf, Combine, Compute, Linear, Product, Rotation, SeqRows, SlotRows, Token, Weight};
+use hob_compute::{
+    Buf, Combine, Compute, Linear, Memory, Product, Rotation, SeqRows, SlotRows, Token, Weight,
+};
 
 use crate::Result;
-use crate::needs::{BufId, Group, Name, Needs, WeightId};
+use crate::needs::{BufId, Group, Name, Needs, StateId, WeightId};
 use crate::stacked::Part;
+use crate::state::LayerMemory;
 
 /// What the runner hands to every block.
 pub(crate) struct Step<'a> {
     pub dev: &'a mut dyn Compute,
     pub weights: &'a [Weight],
     pub bufs: &'a [Buf],
+    /// What recurrences remember.
+    pub memories: &'a [LayerMemory],
     /// Rotary tables.
     pub ropes: &'a [Rotation],
     /// Token of each batch row.
@@ -38,6 +43,10 @@ impl Step<'_> {
 
     pub fn buf(&self, id: BufId) -> Buf {
         self.bufs[id.0]
+    }
+
+    pub fn memory(&self, id: StateId) -> Memory {
+        self.memories[id.0].memory
     }
 
     /// All batch rows of `x` through several projections at once.

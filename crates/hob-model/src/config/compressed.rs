@@ -184,22 +184,31 @@ fn ratios(keys: &Keys, config: &Config) -> Result<Vec<(String, usize)>> {
     const RATIOS: Key = Key { gguf: "attention.compress_ratios", hf: "compress_ratios" };
     const TYPES: &str = "layer_types";
     let count = config.layers.len();
-    // The list may count the blocks that predict further tokens.
+    // The lists may count the blocks that predict further tokens.
     let listed =
         keys.per_layer(RATIOS, count).or_else(|_| keys.per_layer(RATIOS, count + config.drafting))?;
-    if let Some(list) = listed {
-        return Ok(list.into_iter().map(|ratio| (keys.spell(RATIOS), ratio)).collect());
-    }
-    let kinds = keys.json(TYPES).and_then(Json::as_array).filter(|kinds| kinds.len() == count);
-    let missing = || ModelError::config(RATIOS.hf, format!("a list of {count} ratios"), "nothing");
+    let kinds = keys.json(TYPES).and_then(Json::as_array).filter(|kinds| kinds.len() >= count);
     let ratio = |kind: &Json| match kind.as_str() {
-        Some("sliding_attention") => Ok((TYPES.to_string(), 0)),
-        Some("compressed_sparse_attention") => Ok((TYPES.to_string(), EntryConfig::SPARSE)),
-        Some("heavily_compressed_attention") => Ok((TYPES.to_string(), EntryConfig::HEAVY)),
+        Some("sliding_attention") => Ok(0),
+        Some("compressed_sparse_attention") => Ok(EntryConfig::SPARSE),
+        Some("heavily_compressed_attention") => Ok(EntryConfig::HEAVY),
         _ => {
             let expected = "sliding_, compressed_sparse_ or heavily_compressed_attention";
             Err(ModelError::config(TYPES, expected, kind))
         }
     };
-    kinds.ok_or_else(missing)?.iter().map(ratio).collect()
+    let kinds =
+        kinds.map(|kinds| kinds[..count].iter().map(ratio).collect::<Result<Vec<_>>>()).transpose()?;
+    match (listed, kinds) {
+        (Some(list), kinds) => {
+            let kinds = kinds.unwrap_or_else(|| list.clone());
+            if let Some(layer) = (0..count).find(|&i| list[i] != kinds[i]) {
+                let expected = format!("what {TYPES} says of layer {layer}: {}", kinds[layer]);
+                return Err(ModelError::config(keys.spell(RATIOS), expected, list[layer]));
+            }
+            Ok(list.into_iter().map(|ratio| (keys.spell(RATIOS), ratio)).collect())
+        }
+        (None, Some(kinds)) => Ok(kinds.into_iter().map(|ratio| (TYPES.to_string(), ratio)).collect()),
+        (None, None) => Err(ModelError::config(RATIOS.hf, format!("a list of {count} ratios"), "nothing")),
+    }
 }

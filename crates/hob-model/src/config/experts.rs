@@ -72,9 +72,15 @@ fn first(keys: &Keys, names: &[Key]) -> Result<Option<usize>> {
     Ok(None)
 }
 
-/// Which groups of experts stay. One group is none.
+/// Which groups of experts stay. One group is none; a GGUF says 0 for what it does not say.
 fn groups(keys: &Keys, gating: Gating) -> Result<Option<Groups>> {
-    let Some(count) = keys.usize(GROUPS)?.filter(|&count| count > 1) else { return Ok(None) };
+    let count = match keys.usize(GROUPS)? {
+        Some(0) if keys.naming() == Naming::HuggingFace => {
+            return Err(ModelError::config(keys.spell(GROUPS), "at least 1 group of experts", 0));
+        }
+        None | Some(0 | 1) => return Ok(None),
+        Some(count) => count,
+    };
     let top = keys.need(KEPT, keys.usize(KEPT)?)?;
     let score = if gating == Gating::Softmax { GroupScore::Best } else { GroupScore::BestTwo };
     Ok(Some(Groups { count, top, score }))

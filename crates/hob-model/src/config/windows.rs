@@ -6,8 +6,8 @@
 
 use serde_json::Value as Json;
 
-use super::Config;
 use super::keys::{Key, Keys};
+use super::{Config, Mixer};
 use crate::{ModelError, Result};
 
 const WINDOW: Key = Key { gguf: "attention.sliding_window", hf: "sliding_window" };
@@ -48,6 +48,27 @@ pub(crate) fn upper_windows(keys: &Keys, config: &mut Config) -> Result<()> {
     keys.need(WINDOW, keys.usize(WINDOW)?)?;
     let first = keys.need(FIRST, keys.usize(FIRST)?)?;
     windows(keys, config, |i| i >= first)
+}
+
+/// What `layer_types` says must be what is computed, also where the architecture has no reason to look at it.
+///
+/// # Errors
+/// [`ModelError::Config`] for a kind of layer that is not computed.
+pub(crate) fn check_kinds(keys: &Keys, config: &Config) -> Result<()> {
+    if config.layers.iter().any(|layer| layer.mixer != Mixer::Attention) {
+        // Architectures with other layers have read the list.
+        return Ok(());
+    }
+    let Some(sliding) = layer_types(keys, config.layers.len())? else { return Ok(()) };
+    let wrong =
+        config.layers.iter().zip(sliding).position(|(layer, slides)| slides && layer.window.is_none());
+    match wrong {
+        Some(layer) => {
+            let expected = format!("full_attention in layer {layer}, which has no window");
+            Err(ModelError::config("layer_types", expected, "sliding_attention"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Which layers of config.json's `layer_types` slide.

@@ -136,6 +136,10 @@ impl<H: Hook> Compute for Hooked<'_, H> {
         self.dev.delta_net(args)
     }
 
+    fn catch_up(&mut self, args: &CatchUp) -> Result<()> {
+        self.dev.catch_up(args)
+    }
+
     fn ssm_scan(&mut self, args: &SsmScan) -> Result<()> {
         self.dev.ssm_scan(args)
     }

@@ -2,13 +2,14 @@
 //!
 //! It must not know the forward pass.
 
-use hob_compute::{Buf, Compute, Weight, WeightKind, WeightSpec};
+use hob_compute::{Buf, Compute, Memory, Weight, WeightKind, WeightSpec};
 use hob_quant::Format;
 
 use crate::config::{DIVISORS, LONG, SHORT};
 use crate::info::{StateShape, file_bytes};
+use crate::needs::Remembered;
 use crate::source::open_slot;
-use crate::state::StateBuf;
+use crate::state::{LayerMemory, StateBuf};
 use crate::{
     Layout, LongFactors, ModelError, ModelInfo, Placement, Result, RopeConfig, RopeScaling, TensorSource,
     rope,
@@ -34,6 +35,8 @@ struct Frequencies {
 /// What depends on the layout, beside the pages.
 pub(super) struct Room {
     pub bufs: Vec<Buf>,
+    /// What recurrences remember, a row per sequence.
+    pub memories: Vec<LayerMemory>,
     pub ropes: Vec<Rotation>,
     /// What the rotary tables hold.
     pub frequencies: Vec<Vec<f32>>,
@@ -92,7 +95,8 @@ impl Held {
     /// # Errors
     /// What the device says; nothing stays behind on it.
     pub fn room(&self, info: &ModelInfo, dev: &mut dyn Compute, layout: &Layout) -> Result<Room> {
-        let mut room = Room { bufs: Vec::new(), ropes: Vec::new(), frequencies: Vec::new() };
+        let mut room =
+            Room { bufs: Vec::new(), memories: Vec::new(), ropes: Vec::new(), frequencies: Vec::new() };
         match room.fill(&self.frequencies, info, dev, layout) {
             Ok(()) => Ok(room),
             Err(e) => {
@@ -111,14 +115,13 @@ impl Held {
 }
 
 impl Room {
-    /// The buffers of recurrent state.
+    /// The buffers of recurrent state: those of recurrences, then those that are addressed by position.
     pub fn states(&self, info: &ModelInfo, layout: &Layout) -> Vec<StateBuf> {
-        let state = |(at, shape): (usize, StateShape)| StateBuf {
-            buf: self.bufs[at],
-            rows: shape.rows(layout.ctx_tokens),
-            shape,
-        };
-        info.state_buffers().map(state).collect()
+        let of = |buf, shape: StateShape| StateBuf { buf, rows: shape.rows(layout.ctx_tokens), shape };
+        let fixed = self.memories.iter().map(|LayerMemory { memory, recurrence }| {
+            of(memory.state, StateShape { width: recurrence.state(), ratio: None })
+        });
+        fixed.chain(info.state_buffers().map(|(at, shape)| of(self.bufs[at], shape))).collect()
     }
 
     fn fill(
@@ -131,6 +134,15 @@ impl Room {
         for ([rows, width], layer) in info.buffer_shapes(layout) {
             dev.place(layer.map_or(0, |layer| layout.placement.layer(layer)));
             self.bufs.push(dev.alloc(rows, width)?);
+        }
+        for &Remembered { recurrence, layer } in &info.remembered {
+            dev.place(layout.placement.layer(layer));
+            let memory = Memory::plain(dev.alloc(layout.sequences, recurrence.state())?);
+            self.memories.push(LayerMemory { memory, recurrence });
+            if let (Some(state), 1..) = (self.memories.last_mut(), layout.held_rows) {
+                let width = layout.held_rows * recurrence.record();
+                state.memory.records = Some(dev.alloc(layout.sequences, width)?);
+            }
         }
         dev.place(0);
         for Frequencies { rope, within, beyond } in tables {
@@ -147,7 +159,8 @@ impl Room {
     /// # Errors
     /// The first thing the device says; the rest is released all the same.
     pub fn release(self, dev: &mut dyn Compute) -> Result<()> {
-        let bufs = self.bufs.into_iter().chain(self.ropes.iter().map(|r| r.freqs));
+        let states = self.memories.iter().flat_map(|s| s.memory.bufs());
+        let bufs = self.bufs.into_iter().chain(states).chain(self.ropes.iter().map(|r| r.freqs));
         let results: Vec<_> = bufs.map(|b| dev.free(b)).collect();
         Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)
     }

@@ -3,12 +3,14 @@
 
 use std::ops::Range;
 
-use hob_compute::{Compute, PAGE_POSITIONS, Page};
+use hob_compute::{CatchUp, Compute, PAGE_POSITIONS, Page, SlotRows};
 
 use super::Model;
 use crate::blocks::RING_SLACK;
 use crate::identity::identity;
-use crate::state::{PagePools, Prefixes, Sequence, Sequences, StateBuf, image_bytes, snapshot_budget};
+use crate::state::{
+    LayerMemory, PagePools, Prefixes, Sequence, Sequences, StateBuf, image_bytes, snapshot_budget,
+};
 use crate::{Layout, ModelError, Result, SeqId};
 
 impl Model {
@@ -49,15 +51,27 @@ impl Model {
     /// # Errors
     /// As [`Model::seal`], when `tokens` are fewer than the sequence holds, and what the device says.
     pub fn keep(&mut self, dev: &mut dyn Compute, id: SeqId, tokens: &[u32]) -> Result<()> {
+        self.keep_end(dev, id, tokens, true)
+    }
+
+    /// As [`Model::keep`], on the way through a long text: the state here goes before that at any end does.
+    ///
+    /// # Errors
+    /// As [`Model::keep`].
+    pub fn keep_passing(&mut self, dev: &mut dyn Compute, id: SeqId, tokens: &[u32]) -> Result<()> {
+        self.keep_end(dev, id, tokens, false)
+    }
+
+    fn keep_end(&mut self, dev: &mut dyn Compute, id: SeqId, tokens: &[u32], end: bool) -> Result<()> {
         let slot = self.sequences.slot(id)?;
         let Some((node, at)) = self.sequences.keep(slot, tokens)? else { return Ok(()) };
         let sequence = self.sequences.at(slot);
         let known = sequence.state_len == sequence.len;
-        if self.states.is_empty() || !known || !self.sequences.prefixes.keeps_snapshots() {
+        if !self.info.recurrent() || !known || !self.sequences.prefixes.keeps_snapshots() {
             return Ok(());
         }
         let values = self.state_values(dev, slot)?;
-        self.sequences.prefixes.attach(node, at, values.into_boxed_slice());
+        self.sequences.prefixes.attach(node, at, end, values.into_boxed_slice());
         Ok(())
     }
 
@@ -166,7 +180,7 @@ impl Model {
     /// # Errors
     /// [`ModelError::UnknownSequence`]; [`ModelError::Image`] when positions were imported and their state was not
     /// restored; what the device says.
-    pub fn snapshot(&self, dev: &mut dyn Compute, id: SeqId) -> Result<Vec<u8>> {
+    pub fn snapshot(&mut self, dev: &mut dyn Compute, id: SeqId) -> Result<Vec<u8>> {
         let slot = self.sequences.slot(id)?;
         let (len, state_len) = (self.sequences.at(slot).len, self.sequences.at(slot).state_len);
         if self.info.recurrent() && len != state_len {
@@ -202,12 +216,36 @@ impl Model {
             rest = state.upload(dev, slot, len, rest)?;
         }
         let sequence = self.sequences.at_mut(slot);
-        (sequence.state_len, sequence.reached) = (len, len + RING_SLACK);
+        (sequence.state_len, sequence.held, sequence.reached) = (len, 0, len + RING_SLACK);
+        Ok(())
+    }
+
+    /// Moves the state of a sequence past the rows that are held: they can no longer be taken back.
+    ///
+    /// # Errors
+    /// What the device says; the sequence is empty then.
+    pub(super) fn catch_up(&mut self, dev: &mut dyn Compute, slot: usize) -> Result<()> {
+        let &Sequence { state_len, held, .. } = self.sequences.at(slot);
+        if held == 0 {
+            return Ok(());
+        }
+        let seqs = &[SlotRows { accepted: held, ..SlotRows::new(0, 0, state_len, slot) }];
+        let mut memories = self.room.memories.iter();
+        let moved = memories.try_for_each(|&LayerMemory { memory, recurrence }| {
+            dev.catch_up(&CatchUp { recurrence, memory, seqs })
+        });
+        if let Err(e) = moved {
+            // Some layers have moved on and others not.
+            self.sequences.cut(slot, 0);
+            return Err(e.into());
+        }
+        self.sequences.at_mut(slot).held = 0;
         Ok(())
     }
 
     /// What the recurrent layers remember of a sequence, layer by layer.
-    fn state_values(&self, dev: &mut dyn Compute, slot: usize) -> Result<Vec<f32>> {
+    fn state_values(&mut self, dev: &mut dyn Compute, slot: usize) -> Result<Vec<f32>> {
+        self.catch_up(dev, slot)?;
         let len = self.sequences.at(slot).len;
         let mut values = vec![0f32; self.info.snapshot_bytes(len) / 4];
         let mut rest = values.as_mut_slice();

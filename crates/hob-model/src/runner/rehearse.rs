@@ -1,10 +1,11 @@
 //! The rehearsal: after loading, the forward pass over batches of every shape class, with nothing computed, so that a
 //! device makes its kernels, bind groups and buffers before the first token. It must not know what a device makes.
 
-use hob_compute::{Compute, PAGE_POSITIONS, Page, Pick, SeqRows, SlotRows, Token};
+use hob_compute::{CatchUp, Compute, PAGE_POSITIONS, Page, Pick, SeqRows, SlotRows, Token};
 
 use super::Model;
 use crate::blocks::Step;
+use crate::state::LayerMemory;
 use crate::{ModelError, Result};
 
 /// A batch to rehearse: `sequences` sequences of `rows` rows each, all at one position.
@@ -68,7 +69,15 @@ impl Model {
             }
         }
         let shapes = self.shapes();
-        shapes.iter().try_for_each(|shape| self.rehearse_one(dev, tables, shape))
+        shapes.iter().try_for_each(|shape| self.rehearse_one(dev, tables, shape))?;
+        // What may be held reaches the same kernels; states move outside of a pass by their own.
+        let seqs = &[SlotRows { accepted: 1, ..SlotRows::new(0, 0, 1, 0) }];
+        for &LayerMemory { memory, recurrence } in &self.room.memories {
+            if memory.records.is_some() {
+                dev.catch_up(&CatchUp { recurrence, memory, seqs })?;
+            }
+        }
+        Ok(())
     }
 
     fn shapes(&self) -> Vec<Shape> {
@@ -103,7 +112,7 @@ impl Model {
         let tokens = vec![token; all];
         let positions: Vec<u32> = (0..all).map(|row| (position + row % rows) as u32).collect();
         let logit_rows: Vec<usize> = (all - logits..all).collect();
-        let slots = (0..sequences).map(|slot| SlotRows { row: slot * rows, rows, position, slot });
+        let slots = (0..sequences).map(|slot| SlotRows::new(slot * rows, rows, position, slot));
         let slots: Vec<SlotRows> = slots.collect();
         let layers = tables.len();
         for piece in 0..layers + 2 {
@@ -118,6 +127,7 @@ impl Model {
                 dev,
                 weights: &self.held.weights,
                 bufs: &self.room.bufs,
+                memories: &self.room.memories,
                 ropes: &self.room.ropes,
                 tokens: &tokens,
                 positions: &positions,

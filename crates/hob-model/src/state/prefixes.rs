@@ -33,6 +33,8 @@ pub(crate) struct Held {
 pub(crate) struct Snapshot {
     pub at: usize,
     pub values: Box<[f32]>,
+    /// Whether a turn ended here, or somebody came back here; others were taken on the way, and go first.
+    end: bool,
     worth: f64,
 }
 
@@ -266,34 +268,42 @@ impl Prefixes {
         node.worth = heated(node.worth, clock);
     }
 
-    /// Keeps the state after `at` tokens of `id`, dropping what is worth least to stay within the budget.
-    pub fn attach(&mut self, id: NodeId, at: usize, values: Box<[f32]>) {
+    /// Keeps the state after `at` tokens of `id`, dropping what is worth least to stay within the budget: first of all what
+    /// is no `end`.
+    pub fn attach(&mut self, id: NodeId, at: usize, end: bool, values: Box<[f32]>) {
         let bytes = size_of_val(&*values) as u64;
         let clock = self.clock;
         let node = self.node_mut(id);
         if let Some(known) = node.snapshots.iter_mut().find(|s| s.at == at) {
             known.worth = heated(known.worth, clock);
+            known.end |= end;
             return;
         }
         if bytes > self.snapshot_budget {
             return;
         }
         while self.snapshot_bytes + bytes > self.snapshot_budget {
-            let all = self.all().flat_map(|(id, n)| n.snapshots.iter().map(move |s| (s.worth, id, s.at)));
-            let Some((_, from, at)) = all.min_by(|a, b| a.0.total_cmp(&b.0)) else { return };
+            let all = self.all().flat_map(|(id, n)| n.snapshots.iter().map(move |s| (s, id)));
+            let least = all.min_by(|(a, _), (b, _)| a.end.cmp(&b.end).then(a.worth.total_cmp(&b.worth)));
+            let Some((from, at, ends)) = least.map(|(s, id)| (id, s.at, s.end)) else { return };
+            if ends && !end {
+                return;
+            }
             self.node_mut(from).snapshots.retain(|s| s.at != at);
             self.snapshot_bytes -= bytes;
         }
         self.snapshot_bytes += bytes;
         let worth = clock as f64 / HALF_LIFE;
-        self.node_mut(id).snapshots.push(Snapshot { at, values, worth });
+        self.node_mut(id).snapshots.push(Snapshot { at, values, end, worth });
     }
 
     /// Counts a use of a snapshot.
     pub fn touch_snapshot(&mut self, id: NodeId, at: usize) {
         let clock = self.clock;
         let found = self.node_mut(id).snapshots.iter_mut().find(|s| s.at == at);
-        found.into_iter().for_each(|s| s.worth = heated(s.worth, clock));
+        if let Some(snapshot) = found {
+            (snapshot.worth, snapshot.end) = (heated(snapshot.worth, clock), true);
+        }
     }
 
     /// Takes in the ends beside `id` that it repeats and that no sequence needs.

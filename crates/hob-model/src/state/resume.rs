@@ -1,6 +1,6 @@
 //! Resuming: the longest prefix of some tokens that is in memory, and how a sequence comes to hold it.
 
-use hob_compute::{Buf, Compute, PAGE_POSITIONS};
+use hob_compute::{Buf, Compute, Memory, PAGE_POSITIONS, Recurrence};
 
 use super::prefixes::{Chain, NodeId, common};
 use super::{Sequence, Sequences};
@@ -53,6 +53,13 @@ impl StateBuf {
         }
         Ok(rest)
     }
+}
+
+/// What a layer remembers of all sequences, and by which rule it moves on.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct LayerMemory {
+    pub memory: Memory,
+    pub recurrence: Recurrence,
 }
 
 impl Sequences {
@@ -122,9 +129,8 @@ impl Sequences {
         let sequence = self.at_mut(slot);
         sequence.len = len;
         if target.snapshot.is_some() {
-            sequence.state_len = len;
             // What rings keep further back may have been overwritten before the snapshot was taken.
-            sequence.reached = len + RING_SLACK;
+            (sequence.state_len, sequence.held, sequence.reached) = (len, 0, len + RING_SLACK);
         }
         Ok(())
     }
@@ -213,7 +219,7 @@ impl Sources<'_> {
     fn own(&self, sequence: &Sequence, tokens: &[u32], recurrent: bool) -> usize {
         let shared = common(&sequence.tokens, tokens);
         if recurrent {
-            let there = shared == sequence.len && sequence.state_len == sequence.len;
+            let there = sequence.state_len == sequence.len && shared >= sequence.len - sequence.held;
             return if there { shared } else { 0 };
         }
         self.seen(shared, |group, page| {

@@ -19,6 +19,8 @@ pub(crate) struct Sequence {
     pub state_len: usize,
     /// The most positions that were written since the first: rings have lost what is further behind than they are long.
     pub reached: usize,
+    /// The last of them, as far as they are still held: the sequence can go back there.
+    pub held: usize,
     /// The first tokens, as far as they are known: not beyond `len`, and not beyond tokens that only the device knew.
     pub tokens: Vec<u32>,
     /// Positions from here on are made up and never shared.
@@ -66,6 +68,7 @@ impl Sequences {
             len: 0,
             state_len: 0,
             reached: 0,
+            held: 0,
             tokens: Vec::with_capacity(layout.ctx_tokens),
             genuine: usize::MAX,
             nodes: Vec::with_capacity(pages),
@@ -175,8 +178,11 @@ impl Sequences {
         let slot = &mut self.slots[slot];
         slot.len = len;
         slot.tokens.truncate(len);
-        // Nothing comes before the first token, so that no state is the right one.
-        (slot.state_len, slot.reached) = if len == 0 { (0, 0) } else { (slot.state_len, slot.reached) };
+        let back = slot.state_len.saturating_sub(len);
+        // State of 0 positions is always right, and never that of more.
+        let kept = if back <= slot.held { (slot.state_len - back, slot.held - back) } else { (0, 0) };
+        (slot.state_len, slot.held) = if len == 0 { (0, 0) } else { kept };
+        slot.reached = if len == 0 { 0 } else { slot.reached };
         slot.genuine = if len <= slot.genuine { usize::MAX } else { slot.genuine };
     }
 

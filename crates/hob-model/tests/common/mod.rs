@@ -160,6 +160,13 @@ impl Bench {
         Bench { dev, model, batch: Batch::default() }
     }
 
+    /// The device again, with nothing on it.
+    pub fn close(self) -> Box<dyn Compute> {
+        let Bench { mut dev, model, .. } = self;
+        model.unload(dev.as_mut()).expect("unloaded");
+        dev
+    }
+
     /// Adds rows that continue `id`; several calls make one batch.
     pub fn add(&mut self, id: SeqId, tokens: &[u32]) {
         let start = self.model.seq_len(id).expect("a sequence") as u32;
@@ -168,6 +175,7 @@ impl Bench {
             position,
             token: Token::Host(token),
             logits: true,
+            draft: false,
         }));
     }
 

@@ -6,13 +6,14 @@
 mod avx2;
 mod channel;
 pub(super) mod chunk;
-mod recurrent;
+pub(super) mod recurrent;
 
 use std::cell::RefCell;
 
 use hob_compute::reference::delta::{Piece, UNIT_EPS, columns, pieces};
 use hob_compute::{DeltaNet, DeltaShape, SlotRows, math};
 
+use super::products::{SharedStates, States, caught_up};
 use super::{ALONE, Parts, each_unit, norm, sigmoid};
 use crate::isa::Isa;
 use crate::pool::Pool;
@@ -31,7 +32,7 @@ pub struct Job<'a> {
     pub bias: &'a [f32],
     pub norm: &'a [f32],
     pub eps: f32,
-    pub state: &'a mut [f32],
+    pub memory: States<'a>,
     pub seqs: &'a [SlotRows],
     pub out: &'a mut [f32],
 }
@@ -46,7 +47,7 @@ impl Job<'_> {
 /// The job as threads see it.
 struct Shared<'a> {
     job: Job<'a>,
-    state: Parts<'a, f32>,
+    memory: SharedStates<'a>,
     out: Parts<'a, f32>,
 }
 
@@ -56,6 +57,8 @@ struct Scratch {
     /// `[ROWS, key_dim]`, unit vectors; q is scaled.
     q: Vec<f32>,
     k: Vec<f32>,
+    /// A state that held rows move on, beside the one that stays.
+    ahead: Vec<f32>,
     chunk: chunk::Scratch,
     faded: channel::Faded,
 }
@@ -73,9 +76,10 @@ struct Gates {
 pub fn delta_net(pool: &Pool, isa: Isa, job: Job) {
     let Job { shape, seqs, .. } = job;
     let mut job = job;
-    let (state, out) = (Parts::new(std::mem::take(&mut job.state)), Parts::new(std::mem::take(&mut job.out)));
+    let memory = std::mem::replace(&mut job.memory, States::none()).share();
+    let out = Parts::new(std::mem::take(&mut job.out));
     let (heads, rows) = (shape.value_heads, seqs.iter().map(|s| s.rows).sum::<usize>());
-    let shared = Shared { job, state, out };
+    let shared = Shared { job, memory, out };
     let work =
         |unit: usize| SCRATCH.with_borrow_mut(|s| head(isa, &shared, &seqs[unit / heads], unit % heads, s));
     if rows * shape.state() < ALONE {
@@ -87,24 +91,30 @@ pub fn delta_net(pool: &Pool, isa: Isa, job: Job) {
 /// All rows of a sequence through value head `h`.
 fn head(isa: Isa, shared: &Shared, seq: &SlotRows, h: usize, scratch: &mut Scratch) {
     let shape = &shared.job.shape;
-    let (len, all) = (shape.key_dim * shape.value_dim, shape.state());
-    let start = seq.slot * all + h * len;
+    let products = shape.products();
     // SAFETY: no two units have the same head of the same slot.
-    let s = unsafe { shared.state.part(start..start + len) };
-    if seq.position == 0 && seq.rows > 0 {
-        s.fill(0.0);
+    let (mut s, records) = unsafe { caught_up(isa, &products, &shared.memory, seq, h) };
+    let mut recorded: &mut [f32] = &mut [];
+    let mut ahead = std::mem::take(&mut scratch.ahead);
+    if seq.holds() {
+        ahead.clear();
+        ahead.extend_from_slice(s);
+        (s, recorded) = (&mut ahead, records);
     }
     scratch.q.resize(ROWS * shape.key_dim, 0.0);
     scratch.k.resize(ROWS * shape.key_dim, 0.0);
     for piece in pieces(seq) {
+        let rest = recorded.split_off_mut((piece.rows * products.record()).min(recorded.len())..);
+        let given = std::mem::replace(&mut recorded, rest.unwrap_or_default());
         #[cfg(target_arch = "x86_64")]
         if isa >= Isa::Avx2 {
             // SAFETY: the ISA class was detected.
-            unsafe { piece_avx2(isa, shared, h, piece, s, scratch) };
+            unsafe { piece_avx2(isa, shared, (h, piece), (s, given), scratch) };
             continue;
         }
-        piece_of::<false>(isa, shared, h, piece, s, scratch);
+        piece_of::<false>(isa, shared, (h, piece), (s, given), scratch);
     }
+    scratch.ahead = ahead;
 }
 
 /// The portable loops, compiled for wider registers.
@@ -116,28 +126,26 @@ fn head(isa: Isa, shared: &Shared, seq: &SlotRows, h: usize, scratch: &mut Scrat
 unsafe fn piece_avx2(
     isa: Isa,
     shared: &Shared,
-    h: usize,
-    piece: Piece,
-    s: &mut [f32],
+    part: (usize, Piece),
+    memory: (&mut [f32], &mut [f32]),
     scratch: &mut Scratch,
 ) {
-    piece_of::<true>(isa, shared, h, piece, s, scratch);
+    piece_of::<true>(isa, shared, part, memory, scratch);
 }
 
 #[inline(always)]
 fn piece_of<const AVX2: bool>(
     isa: Isa,
     shared: &Shared,
-    h: usize,
-    piece: Piece,
-    s: &mut [f32],
+    (h, piece): (usize, Piece),
+    (s, records): (&mut [f32], &mut [f32]),
     scratch: &mut Scratch,
 ) {
     let Shared { job, out, .. } = shared;
     let (shape, Piece { row, rows, chunked }) = (&job.shape, piece);
     let (dk, dv, width) = (shape.key_dim, shape.value_dim, shape.width());
     let ([at_q, at_k, at_v], channels) = (columns(shape, h), shape.channels());
-    let Scratch { q, k, chunk, faded } = scratch;
+    let Scratch { q, k, chunk, faded, .. } = scratch;
     for i in 0..rows {
         let x = &job.qkv[(row + i) * channels..][..channels];
         unit::<AVX2>(&x[at_q..][..dk], 1.0 / (dk as f32).sqrt(), &mut q[i * dk..][..dk]);
@@ -163,7 +171,7 @@ fn piece_of<const AVX2: bool>(
             let both = channel::prepare::<AVX2>(isa, &rows_of, dk, faded, chunk);
             chunk::run::<AVX2>(&rows_of, both, (s, dk, dv), chunk, out);
         }
-        (false, false) => recurrent::run::<AVX2>(isa, &rows_of, (s, dk, dv), out),
+        (false, false) => recurrent::run::<AVX2>(isa, &rows_of, (s, dk, dv), records, out),
         (false, true) => channel::run::<AVX2>(isa, &rows_of, &faded.sums, (s, dk, dv), out),
     }
     for i in 0..rows {

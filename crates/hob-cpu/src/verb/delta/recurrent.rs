@@ -8,14 +8,15 @@ use crate::isa::Isa;
 use crate::verb::sigmoid;
 
 /// Rows of the state that are multiplied at once.
-pub(super) const BLOCK: usize = 4;
+pub(in crate::verb) const BLOCK: usize = 4;
 
-/// `s` is `[dk, dv]`; `out(i)` is where row i goes, `[dv]`.
+/// `s` is `[dk, dv]`; `out(i)` is where row i goes, `[dv]`. `records` gets a, k and u of every row, as far as it goes.
 #[inline(always)]
 pub(super) fn run<'o, const AVX2: bool>(
     isa: Isa,
     rows: &Rows,
     (s, dk, dv): (&mut [f32], usize, usize),
+    records: &mut [f32],
     out: impl Fn(usize) -> &'o mut [f32],
 ) {
     let mut kept = [0f32; ROWS];
@@ -24,6 +25,7 @@ pub(super) fn run<'o, const AVX2: bool>(
     sigmoid::exps(isa, kept);
     let [mut p, mut w] = [[0f32; DeltaShape::MAX_DIM]; 2];
     let (p, w) = (&mut p[..dv], &mut w[..dv]);
+    let mut records = records.chunks_exact_mut(1 + dk + dv);
     for (i, &a) in kept.iter().enumerate() {
         let (q, k) = (&rows.q[i * dk..][..dk], &rows.k[i * dk..][..dk]);
         let (v, out) = (&rows.v[i * rows.stride..][..dv], out(i));
@@ -39,6 +41,11 @@ pub(super) fn run<'o, const AVX2: bool>(
             let u = beta * (v - a * *p);
             *o = kq.mul_add(u, a * w);
             *p = u;
+        }
+        if let Some(record) = records.next() {
+            record[0] = a;
+            record[1..=dk].copy_from_slice(k);
+            record[1 + dk..].copy_from_slice(p);
         }
         for (s, k) in s.chunks_exact_mut(BLOCK * dv).zip(k.as_chunks::<BLOCK>().0) {
             update::<AVX2>(s, k, a, p);
@@ -69,7 +76,7 @@ pub(super) fn products<const AVX2: bool>(
 
 /// Rows of `s` become `k * u + a * s`.
 #[inline(always)]
-pub(super) fn update<const AVX2: bool>(s: &mut [f32], k: &[f32; BLOCK], a: f32, u: &[f32]) {
+pub(in crate::verb) fn update<const AVX2: bool>(s: &mut [f32], k: &[f32; BLOCK], a: f32, u: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     if AVX2 {
         // SAFETY: only the form compiled for AVX2 says so.

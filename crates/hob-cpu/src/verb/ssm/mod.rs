@@ -15,6 +15,7 @@ use hob_compute::reference::delta::{Piece, pieces};
 use hob_compute::reference::ssm::columns;
 use hob_compute::{DeltaNet, SlotRows, SsmShape};
 
+use super::products::{SharedStates, States, caught_up};
 use super::{ALONE, Parts, each_rows, each_unit, norm, sigmoid};
 use crate::isa::Isa;
 use crate::pool::Pool;
@@ -36,7 +37,7 @@ pub struct Job<'a> {
     pub norm: &'a [f32],
     pub eps: f32,
     pub limit: [f32; 2],
-    pub state: &'a mut [f32],
+    pub memory: States<'a>,
     pub seqs: &'a [SlotRows],
     pub out: &'a mut [f32],
 }
@@ -44,19 +45,22 @@ pub struct Job<'a> {
 /// The job as threads see it.
 struct Shared<'a> {
     job: Job<'a>,
-    state: Parts<'a, f32>,
+    memory: SharedStates<'a>,
     out: Parts<'a, f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<chunk::Scratch> = RefCell::new(chunk::Scratch::default());
+    /// States that held rows move on, beside those that stay.
+    static AHEAD: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 pub fn ssm_scan(pool: &Pool, isa: Isa, job: Job) {
     let Job { shape, seqs, .. } = job;
     let mut job = job;
-    let (state, out) = (Parts::new(std::mem::take(&mut job.state)), Parts::new(std::mem::take(&mut job.out)));
-    let shared = Shared { job, state, out };
+    let memory = std::mem::replace(&mut job.memory, States::none()).share();
+    let out = Parts::new(std::mem::take(&mut job.out));
+    let shared = Shared { job, memory, out };
     let of_group = shape.group_heads();
     // What a group shares is computed once per unit.
     let each = (shape.heads * seqs.len()).div_ceil(UNITS * pool.threads()).clamp(1, of_group);
@@ -84,22 +88,65 @@ pub fn ssm_scan(pool: &Pool, isa: Isa, job: Job) {
 
 /// All rows of a sequence through heads of one group.
 fn scan(isa: Isa, shared: &Shared, seq: &SlotRows, heads: Range<usize>, scratch: &mut chunk::Scratch) {
-    let shape = &shared.job.shape;
-    let (len, start) = (shape.head_dim * shape.state_dim, seq.slot * shape.state());
+    let products = shared.job.shape.products();
     // SAFETY: no two units have the same head of the same slot.
-    let s = unsafe { shared.state.part(start + heads.start * len..start + heads.end * len) };
-    if seq.position == 0 && seq.rows > 0 {
-        s.fill(0.0);
-    }
-    for piece in pieces(seq) {
-        #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx2 {
-            // SAFETY: the ISA class was detected.
-            unsafe { piece_avx2(isa, shared, heads.clone(), piece, s, scratch) };
-            continue;
+    let (s, records) = unsafe {
+        for h in heads.clone() {
+            caught_up(isa, &products, &shared.memory, seq, h);
         }
-        piece_of::<false>(isa, shared, heads.clone(), piece, s, scratch);
+        shared.memory.heads(&products, seq.slot, heads.clone())
+    };
+    AHEAD.with_borrow_mut(|ahead| {
+        let (s, mut rest) = match seq.holds() {
+            true => {
+                ahead.clear();
+                ahead.extend_from_slice(s);
+                (&mut ahead[..], Recorded { records, room: records_of(shared), done: 0 })
+            }
+            false => (s, Recorded { records: &mut [], room: 0, done: 0 }),
+        };
+        for piece in pieces(seq) {
+            step(isa, shared, (heads.clone(), piece), (&mut *s, &mut rest), scratch);
+            rest.done += piece.rows;
+        }
+    });
+}
+
+fn step(
+    isa: Isa,
+    shared: &Shared,
+    part: (Range<usize>, Piece),
+    memory: (&mut [f32], &mut Recorded),
+    scratch: &mut chunk::Scratch,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        // SAFETY: the ISA class was detected.
+        return unsafe { piece_avx2(isa, shared, part, memory, scratch) };
     }
+    piece_of::<false>(isa, shared, part, memory, scratch);
+}
+
+/// Records of the heads of a unit, where its rows are held.
+struct Recorded<'a> {
+    records: &'a mut [f32],
+    /// Floats of a head.
+    room: usize,
+    /// Rows that were recorded.
+    done: usize,
+}
+
+impl Recorded<'_> {
+    /// Where the `n`-th head's next rows go; nowhere where rows are final.
+    fn head(&mut self, n: usize, record: usize) -> &mut [f32] {
+        let range = n * self.room + self.done * record..(n + 1) * self.room;
+        self.records.get_mut(range).unwrap_or_default()
+    }
+}
+
+/// Floats of a head's records.
+fn records_of(shared: &Shared) -> usize {
+    shared.memory.room(&shared.job.shape.products())
 }
 
 /// The portable loops, compiled for wider registers.
@@ -111,12 +158,11 @@ fn scan(isa: Isa, shared: &Shared, seq: &SlotRows, heads: Range<usize>, scratch:
 unsafe fn piece_avx2(
     isa: Isa,
     shared: &Shared,
-    heads: Range<usize>,
-    piece: Piece,
-    s: &mut [f32],
+    part: (Range<usize>, Piece),
+    memory: (&mut [f32], &mut Recorded),
     scratch: &mut chunk::Scratch,
 ) {
-    piece_of::<true>(isa, shared, heads, piece, s, scratch);
+    piece_of::<true>(isa, shared, part, memory, scratch);
 }
 
 /// Rows `piece` through `heads`, whose states are `s`.
@@ -124,9 +170,8 @@ unsafe fn piece_avx2(
 fn piece_of<const AVX2: bool>(
     isa: Isa,
     shared: &Shared,
-    heads: Range<usize>,
-    piece: Piece,
-    s: &mut [f32],
+    (heads, piece): (Range<usize>, Piece),
+    (s, recorded): (&mut [f32], &mut Recorded),
     scratch: &mut chunk::Scratch,
 ) {
     let (job, shape) = (&shared.job, &shared.job.shape);
@@ -138,7 +183,8 @@ fn piece_of<const AVX2: bool>(
     if chunked {
         scratch.prepare::<AVX2>(&group);
     }
-    for (h, s) in heads.zip(s.chunks_exact_mut(shape.head_dim * shape.state_dim)) {
+    let record = shape.products().record();
+    for (n, (h, s)) in heads.zip(s.chunks_exact_mut(shape.head_dim * shape.state_dim)).enumerate() {
         let [at_x, ..] = columns(shape, h);
         let gates = gates(isa, job, h, row, rows);
         let head = Head { x: from(at_x), stride: channels, gates: &gates, skip: job.skip[h], rows };
@@ -148,7 +194,10 @@ fn piece_of<const AVX2: bool>(
             |i: usize| unsafe { shared.out.part(start + i * width..start + i * width + shape.head_dim) };
         match chunked {
             true => chunk::run::<AVX2>(isa, &head, (s, shape.head_dim), scratch, out),
-            false => recurrent::run::<AVX2>(isa, &group, &head, (s, shape.head_dim), out),
+            false => {
+                let records = recorded.head(n, record);
+                recurrent::run::<AVX2>(isa, (&group, &head), (s, shape.head_dim), records, out);
+            }
         }
     }
 }

@@ -9,13 +9,14 @@ use crate::verb::sigmoid;
 /// Rows of the state that are moved at once.
 pub(super) const BLOCK: usize = 4;
 
-/// `s` is `[state_dim, width]`; `out(i)` is where row i goes, `[width]`.
+/// `s` is `[state_dim, width]`; `out(i)` is where row i goes, `[width]`. `records` gets a, B and u of every row, as far as it
+/// goes.
 #[inline(always)]
 pub(super) fn run<'o, const AVX2: bool>(
     isa: Isa,
-    group: &Group,
-    head: &Head,
+    (group, head): (&Group, &Head),
     (s, width): (&mut [f32], usize),
+    records: &mut [f32],
     out: impl Fn(usize) -> &'o mut [f32],
 ) {
     let mut kept = [0f32; ROWS];
@@ -24,11 +25,17 @@ pub(super) fn run<'o, const AVX2: bool>(
     sigmoid::exps(isa, kept);
     let mut u = [0f32; SsmShape::MAX_DIM];
     let u = &mut u[..width];
+    let mut records = records.chunks_exact_mut(1 + group.state_dim + width);
     for (i, &a) in kept.iter().enumerate() {
         let (b, c) = (&group.b[i * group.stride..], &group.c[i * group.stride..]);
         let (b, c) = (&b[..group.state_dim], &c[..group.state_dim]);
         let (x, y) = (&head.x[i * head.stride..][..width], out(i));
         u.iter_mut().zip(x).for_each(|(u, x)| *u = head.gates.step[i] * x);
+        if let Some(record) = records.next() {
+            record[0] = a;
+            record[1..=group.state_dim].copy_from_slice(b);
+            record[1 + group.state_dim..].copy_from_slice(u);
+        }
         y.fill(0.0);
         let rows = s.chunks_exact_mut(BLOCK * width);
         for ((s, b), c) in rows.zip(b.as_chunks::<BLOCK>().0).zip(c.as_chunks::<BLOCK>().0) {

@@ -55,7 +55,7 @@ pub(in crate::verb) struct Chunk {
 }
 
 /// The chunks of sequences, in order.
-pub(in crate::verb) fn chunks(seqs: &[SlotRows]) -> Vec<Chunk> {
+pub(in crate::verb) fn chunks<'a>(seqs: impl Iterator<Item = &'a SlotRows>) -> Vec<Chunk> {
     let of = |seq: &SlotRows| {
         let (slot, begins) = (seq.slot, seq.position == 0);
         let chunk = move |(n, piece): (usize, Piece)| Chunk {
@@ -66,7 +66,7 @@ pub(in crate::verb) fn chunks(seqs: &[SlotRows]) -> Vec<Chunk> {
         };
         pieces(seq).enumerate().map(chunk)
     };
-    seqs.iter().flat_map(of).collect()
+    seqs.flat_map(of).collect()
 }
 
 /// Fills `words` with the first row and the rows of every chunk, and behind them with the runs of chunks of one slot: the
@@ -89,7 +89,7 @@ pub(in crate::verb) fn chunk_words(slab: &[Chunk], words: &mut Vec<u32>) -> usiz
 
 impl Gpu {
     pub(super) fn run_chunked_delta(&mut self, args: &DeltaNet, bound: &Bound) -> Result<()> {
-        let chunks = chunks(args.seqs);
+        let chunks = chunks(args.seqs.iter().filter(|s| self.takes(s, true)));
         let heads = args.shape.value_heads;
         // Of a head of a chunk, where channels fade by themselves: three matrices as large as its keys.
         let fades = if bound.channel { 3 * ROWS * args.shape.key_dim } else { 0 };

@@ -1,6 +1,6 @@
 //! Row by row: one workgroup has a value head of a sequence, its lanes a column of the state each, or a part of one.
 
-use hob_compute::{DeltaNet, DeltaShape, Result};
+use hob_compute::{DeltaNet, DeltaShape, Result, SlotRows};
 
 use super::{Bound, VERB, params, template};
 use crate::Gpu;
@@ -19,21 +19,28 @@ impl Gpu {
         // Parts of a column: a power of two that divides the keys.
         let parts = (LANES.min(most as usize) / shape.value_dim).clamp(1, shape.key_dim / LEAST);
         let parts = 1 << parts.ilog2().min(shape.key_dim.trailing_zeros());
-        let key =
-            KernelKey { name: "delta recurrent", params: with_parts(params(&shape, bound.channel), parts) };
-        let kernel = self.stream.kernel(key, || source(&shape, parts, bound.channel))?;
+        let mut params = params(&shape, bound.channel);
+        (params[5], params[6]) = (parts as u32, bound.held as u32);
+        let key = KernelKey { name: "delta recurrent", params };
+        let kernel = self.stream.kernel(key, || source(&shape, parts, bound))?;
         let mut items = std::mem::take(&mut self.words);
         items.clear();
-        let seqs = args.seqs.iter().filter(|s| s.rows > 0);
-        seqs.for_each(|s| items.extend([s.row, s.rows, s.position, s.slot].map(|n| n as u32)));
-        let count = items.len() / 4;
+        let mut rows = 0;
+        for seq in args.seqs.iter().filter(|s| s.rows + s.accepted > 0 && self.takes(s, false)) {
+            let SlotRows { row, slot, accepted, .. } = *seq;
+            let holds = usize::from(seq.holds());
+            items.extend([row, seq.rows, seq.base(), slot, accepted, holds].map(|n| n as u32));
+            rows += seq.rows;
+        }
+        let count = items.len() / 6;
         let start = self.stream.arguments(&items);
         self.words = items;
-        let rows: usize = args.seqs.iter().map(|s| s.rows).sum();
-        let Bound { out, state, qkv, z, beta, decay, rate, bias, norm, .. } = *bound;
+        let Bound { out, state, records, qkv, z, beta, decay, rate, bias, norm, .. } = *bound;
+        let arguments = self.stream.argument_buffer();
+        let all = [out, state, qkv, z, beta, decay, rate, bias, norm, arguments, records.unwrap_or(out)];
         self.stream.dispatch(&Call {
             kernel,
-            bindings: &[out, state, qkv, z, beta, decay, rate, bias, norm, self.stream.argument_buffer()],
+            bindings: &all[..all.len() - usize::from(records.is_none())],
             immediates: &[start?, args.eps.to_bits()],
             groups: [shape.value_heads as u32, count as u32, 1],
             verb: VERB,
@@ -42,18 +49,19 @@ impl Gpu {
     }
 }
 
-fn with_parts(mut params: [u32; 8], parts: usize) -> [u32; 8] {
-    params[5] = parts as u32;
-    params
-}
-
-fn source(shape: &DeltaShape, parts: usize, channel: bool) -> Source {
-    let wgsl = template(shape, channel)
+fn source(shape: &DeltaShape, parts: usize, bound: &Bound) -> Source {
+    let held = bound.held;
+    let wgsl = template(shape, bound.channel)
+        .flag("RECORDS", held > 0)
+        .value("HELD", held)
         .value("PARTS", parts)
         .value("LANES", parts * shape.value_dim)
         .value("EACH", shape.key_dim / parts)
         .render(include_str!("../../wgsl/delta/recurrent.wgsl"));
     let mut bindings = vec![Access::Write; 2];
     bindings.extend([Access::Read; 8]);
+    if held > 0 {
+        bindings.push(Access::Write);
+    }
     Source { wgsl, bindings }
 }

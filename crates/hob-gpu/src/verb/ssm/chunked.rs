@@ -17,7 +17,7 @@ const HEADS: usize = 8;
 
 impl Gpu {
     pub(super) fn run_chunked_ssm(&mut self, args: &SsmScan, bound: &Bound) -> Result<()> {
-        let chunks = chunks(args.seqs);
+        let chunks = chunks(args.seqs.iter().filter(|s| self.takes(s, true)));
         let heads = args.shape.heads;
         let most = (SLAB_BYTES / (4 * TABLE * heads)).max(1);
         let table = self.delta.reserve(&mut self.stream, chunks.len().clamp(1, most) * heads * TABLE)?;

@@ -11,8 +11,13 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(6) var<storage, read> rate: array<f32>;
 @group(0) @binding(7) var<storage, read> bias: array<f32>;
 @group(0) @binding(8) var<storage, read> norm: array<f32>;
-// Of every sequence: row, rows, position, slot.
+// Of every sequence: row, rows, positions that the state has seen, slot, held rows that count, whether the rows are held.
 @group(0) @binding(9) var<storage, read> arguments: array<u32>;
+//#if RECORDS
+@group(0) @binding(10) var<storage, read_write> records: array<f32>;
+const HELD = $HELD$u;
+const RECORD = 1u + $KEY_DIM$u + $VALUE_DIM$u;
+//#endif
 
 const KEY_HEADS = $KEY_HEADS$u;
 const HEADS = $VALUE_HEADS$u;
@@ -43,7 +48,7 @@ var<workgroup> sums: array<f32, TEAM>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let h = group.x;
     let key_head = $KEY_HEAD$;
-    let item = sizes.items + 4u * group.y;
+    let item = sizes.items + 6u * group.y;
     let first_row = arguments[item];
     let rows = arguments[item + 1u];
     let column = lane % DV;
@@ -58,6 +63,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         s_$d$ = state[start + $d$u * DV];
         //#endfor
     }
+    //#if RECORDS
+    // Held rows that count are taken up with the operations of plain rows.
+    let accepted = arguments[item + 4u];
+    let holds = arguments[item + 5u] != 0u;
+    let held = (arguments[item + 3u] * HEADS + h) * HELD * RECORD;
+    for (var n = 0u; n < accepted; n++) {
+        let a = records[held + n * RECORD];
+        let of_k = held + n * RECORD + 1u + first;
+        let step = records[held + n * RECORD + 1u + DK + column];
+        //#for d EACH
+        s_$d$ = fma(records[of_k + $d$u], step, a * s_$d$);
+        //#endfor
+    }
+    // Rows that are held leave the state before them.
+    if (holds && accepted > 0u) {
+        //#for d EACH
+        state[start + $d$u * DV] = s_$d$;
+        //#endfor
+    }
+    // Old records have been read when the first is overwritten.
+    storageBarrier();
+    //#endif
     let of_norm = norm[column];
     for (var i = 0u; i < rows; i++) {
         let row = first_row + i;
@@ -114,6 +141,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         //#for d EACH
         s_$d$ = fma(k[first + $d$u], step, a * s_$d$);
         //#endfor
+        //#if RECORDS
+        if (holds) {
+            let record = held + i * RECORD;
+            for (var d = lane; d < DK; d += LANES) {
+                records[record + 1u + d] = k[d];
+            }
+            if (lane < DV) {
+                records[record + 1u + DK + column] = step;
+            }
+            if (lane == 0u) {
+                records[record] = a;
+            }
+        }
+        //#endif
         if (lane < DV) {
             squares[lane] = o * o;
         }
@@ -134,7 +175,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             out[to] = o / sqrt(square / f32(DV) + sizes.eps) * of_norm * gate * sigmoid(gate);
         }
     }
-    if (rows > 0u) {
+    //#if RECORDS
+    let moves = !holds && rows + accepted > 0u;
+    //#else
+    let moves = rows > 0u;
+    //#endif
+    if (moves) {
         //#for d EACH
         state[start + $d$u * DV] = s_$d$;
         //#endfor

@@ -9,8 +9,13 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(4) var<storage, read> rate: array<f32>;
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read> skip: array<f32>;
-// Of every sequence: row, rows, position, slot.
+// Of every sequence: row, rows, position, slot, whether the rows are held.
 @group(0) @binding(7) var<storage, read> arguments: array<u32>;
+//#if RECORDS
+@group(0) @binding(8) var<storage, read_write> records: array<f32>;
+const HELD = $HELD$u;
+const RECORD = 1u + $STATE_DIM$u + $HEAD_DIM$u;
+//#endif
 
 const HEADS = $HEADS$u;
 const HEAD_DIM = $HEAD_DIM$u;
@@ -33,7 +38,7 @@ var<workgroup> sums: array<f32, LANES>;
 @compute @workgroup_size($LANES$)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let h = group.x / BLOCKS;
-    let item = sizes.items + 4u * group.y;
+    let item = sizes.items + 5u * group.y;
     let first_row = arguments[item];
     let rows = arguments[item + 1u];
     let column = group.x % BLOCKS * COLUMNS + lane % COLUMNS;
@@ -66,6 +71,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         s_$d$ = fma(b[first + $d$u], u, a * s_$d$);
         part = fma(c[first + $d$u], s_$d$, part);
         //#endfor
+        //#if RECORDS
+        // The head's first block of columns writes what all blocks share.
+        if (arguments[item + 4u] != 0u) {
+            let record = ((arguments[item + 3u] * HEADS + h) * HELD + i) * RECORD;
+            if (lane < COLUMNS) {
+                records[record + 1u + STATE_DIM + column] = u;
+            }
+            if (group.x % BLOCKS == 0u) {
+                for (var d = lane; d < STATE_DIM; d += LANES) {
+                    records[record + 1u + d] = b[d];
+                }
+                if (lane == 0u) {
+                    records[record] = a;
+                }
+            }
+        }
+        //#endif
         sums[lane] = part;
         workgroupBarrier();
         if (lane < COLUMNS) {
@@ -76,7 +98,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             out[row * WIDTH + h * HEAD_DIM + column] = fma(skip[h], x, y);
         }
     }
-    if (rows > 0u) {
+    if (rows > 0u && arguments[item + 4u] == 0u) {
         //#for d EACH
         state[start + $d$u * HEAD_DIM] = s_$d$;
         //#endfor

@@ -6,10 +6,15 @@ var<immediate> sizes: Sizes;
 @group(0) @binding(1) var<storage, read_write> state: array<f32>;
 @group(0) @binding(2) var<storage, read> x: array<f32>;
 @group(0) @binding(3) var<storage, read> taps: array<f32>;
-// Of every chunk: row, rows and position of its sequence, the slot, its first row within the sequence.
+// Of every chunk: position of its sequence, the slot, held rows that count, whether its rows are held, its batch row, its
+// rows, its first row within the sequence.
 @group(0) @binding(4) var<storage, read> arguments: array<u32>;
+//#if RECORDS
+@group(0) @binding(5) var<storage, read_write> records: array<f32>;
+const HELD = $HELD$u;
+//#endif
 //#if BIASED
-@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding($BIAS$) var<storage, read> bias: array<f32>;
 //#endif
 
 const TAPS = $TAPS$u;
@@ -25,25 +30,24 @@ fn value(row: u32, c: u32) -> f32 {
     //#endif
 }
 
+//#include earlier
+
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let c = id.x;
     if (c >= sizes.dim) {
         return;
     }
-    let item = sizes.items + 5u * id.y;
-    let row = arguments[item];
-    let rows = arguments[item + 1u];
-    let position = arguments[item + 2u];
-    let slot = arguments[item + 3u] * (TAPS - 1u) * sizes.dim + c;
-    let first = arguments[item + 4u];
-    // What the state holds of position - (TAPS - 1) ..; before position 0 it counts as zero.
+    let item = sizes.items + 7u * id.y;
+    let slot = arguments[item + 1u] * (TAPS - 1u) * sizes.dim + c;
+    let holds = arguments[item + 3u] != 0u;
+    let row = arguments[item + 4u];
+    let rows = arguments[item + 5u];
+    let first = arguments[item + 6u];
     var old: array<f32, TAPS>;
     if (first == 0u) {
         for (var j = 0u; j + 1u < TAPS; j++) {
-            if (j + position + 1u >= TAPS) {
-                old[j] = state[slot + j * sizes.dim];
-            }
+            old[j] = earlier(item, j, c);
         }
     }
     var weight: array<f32, TAPS>;
@@ -78,8 +82,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         //#endif
     }
     if (first == 0u) {
+        // Held rows leave the state before them.
+        let end = select(rows, 0u, holds);
         for (var j = 0u; j + 1u < TAPS; j++) {
-            let from_ = rows + j;
+            let from_ = end + j;
             var v = 0.0;
             if (from_ + 1u < TAPS) {
                 v = old[from_];
@@ -88,5 +94,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
             }
             state[slot + j * sizes.dim] = v;
         }
+        //#if RECORDS
+        for (var i = 0u; i < select(0u, rows, holds); i++) {
+            records[(arguments[item + 1u] * HELD + i) * sizes.dim + c] = value(row + i, c);
+        }
+        //#endif
     }
 }
