@@ -94,6 +94,19 @@ pub trait ByteSource: Send + Sync {
     }
 }
 
+/// Bytes in memory.
+impl ByteSource for Vec<u8> {
+    fn len(&self) -> u64 {
+        self.as_slice().len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let part = start.checked_add(buf.len()).and_then(|end| self.get(start..end));
+        part.map(|part| buf.copy_from_slice(part)).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
 /// The shape and formats of one layer's KV pages; their layout is written in `page.rs`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PageSpec {

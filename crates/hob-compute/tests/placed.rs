@@ -91,25 +91,11 @@ impl Compute for Counting {
     }
 }
 
-/// Bytes of a tensor.
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
 fn load(dev: &mut dyn Compute, kind: WeightKind, rows: usize, values: &[f32]) -> Weight {
     let (format, cols) = (Format::F32, values.len() / rows);
     let spec = WeightSpec { name: "w".into(), kind, format, rows, cols };
-    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    dev.load(&spec, Arc::new(Bytes(bytes))).expect("a weight")
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    dev.load(&spec, Arc::new(bytes)).expect("a weight")
 }
 
 fn norm(dev: &mut dyn Compute, x: Buf, weight: Weight, rows: usize) {

@@ -2,7 +2,7 @@
 //! instruction set, number of activation rows, width and height; and float products are as exact as their order allows.
 
 use hob_compute::act::{dot_row, quantize_row, uses_int8};
-use hob_compute::{ByteSource, Combine, WeightKind, WeightSpec, math};
+use hob_compute::{Combine, WeightKind, WeightSpec, math};
 use hob_cpu::Isa;
 use hob_cpu::arena::Arena;
 use hob_cpu::linear::{ActCache, Job, LoadCtx, Matrix, ProductJob, run};
@@ -10,19 +10,6 @@ use hob_cpu::pool::Pool;
 use hob_quant::Format;
 use hob_testkit::guard::{Edge, GuardedBuf};
 use hob_testkit::rng::Rng;
-
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let at = offset as usize;
-        buf.copy_from_slice(self.0.get(at..at + buf.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
 
 /// Where a block keeps its f16 factors.
 fn factors(format: Format) -> &'static [usize] {
@@ -100,7 +87,7 @@ fn product(case: &Case, isa: Isa, threads: usize) -> Product {
     let arena = Arena::new();
     let ctx = LoadCtx { isa, exact, pool: &pool, arena: &arena };
     let spec = WeightSpec { name: "test".into(), kind: WeightKind::Matrix, format, rows, cols };
-    let matrix = Matrix::load(&spec, &Bytes(bytes.clone()), &ctx).unwrap();
+    let matrix = Matrix::load(&spec, &bytes.clone(), &ctx).unwrap();
     let guarded = GuardedBuf::from_f32(&x, Edge::End);
     let mut out = GuardedBuf::new(n * rows * 4, Edge::End);
     let job = Job {

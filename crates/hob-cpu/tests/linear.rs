@@ -1,7 +1,7 @@
 //! Every product kernel equals its specification, bit for bit: format x ISA x shape x rows x threads.
 
 use hob_compute::act::{dot_row, quantize_row, uses_int8};
-use hob_compute::{Activation, ByteSource, Combine, WeightKind, WeightSpec, math};
+use hob_compute::{Activation, Combine, WeightKind, WeightSpec, math};
 use hob_cpu::Isa;
 use hob_cpu::arena::Arena;
 use hob_cpu::linear::{ActCache, Job, LoadCtx, Matrix, ProductJob, run};
@@ -9,19 +9,6 @@ use hob_cpu::pool::Pool;
 use hob_quant::Format;
 use hob_testkit::guard::{Edge, GuardedBuf};
 use hob_testkit::rng::Rng;
-
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let at = offset as usize;
-        buf.copy_from_slice(self.0.get(at..at + buf.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
 
 /// Formats with int8 products.
 fn int8_formats() -> impl Iterator<Item = Format> {
@@ -133,7 +120,7 @@ fn check_on(case: &Case, isa: Isa, bytes: &[u8], x: &[f32]) {
     let pool = Pool::new(threads, false);
     let arena = Arena::new();
     let ctx = LoadCtx { isa, exact, pool: &pool, arena: &arena };
-    let matrix = Matrix::load(&spec(format, rows, cols), &Bytes(bytes.to_vec()), &ctx).unwrap();
+    let matrix = Matrix::load(&spec(format, rows, cols), &bytes.to_vec(), &ctx).unwrap();
     // Input and output end at a guard page: a load or store past them is a fault.
     let guarded = GuardedBuf::from_f32(x, Edge::End);
     let mut out = GuardedBuf::new(n * rows * 4, Edge::End);
@@ -259,7 +246,7 @@ fn combinations(rows: usize, n: usize) {
         let m: Vec<Matrix> = formats
             .iter()
             .zip(&bytes)
-            .map(|(&f, b)| Matrix::load(&spec(f, rows, cols), &Bytes(b.clone()), &ctx).unwrap())
+            .map(|(&f, b)| Matrix::load(&spec(f, rows, cols), &b.clone(), &ctx).unwrap())
             .collect();
         for combine in [
             Combine::Store,
@@ -321,7 +308,7 @@ fn the_derived_form_follows_the_window_and_the_contents() {
     let arena = Arena::new();
     let isa = Isa::best();
     let ctx = LoadCtx { isa, exact: false, pool: &pool, arena: &arena };
-    let matrix = Matrix::load(&spec(Format::Q8_0, rows, cols), &Bytes(bytes.clone()), &ctx).unwrap();
+    let matrix = Matrix::load(&spec(Format::Q8_0, rows, cols), &bytes.clone(), &ctx).unwrap();
     let mut cache = ActCache::default();
     let mut x = rng.normal_vec(2 * cols, 1.0);
     for step in 0..3 {
@@ -360,7 +347,7 @@ fn activations_that_are_not_finite_show_in_the_result() {
             let pool = Pool::new(1, false);
             let arena = Arena::new();
             let ctx = LoadCtx { isa, exact: false, pool: &pool, arena: &arena };
-            let matrix = Matrix::load(&spec(Format::Q4_1, rows, cols), &Bytes(bytes.clone()), &ctx).unwrap();
+            let matrix = Matrix::load(&spec(Format::Q4_1, rows, cols), &bytes.clone(), &ctx).unwrap();
             let mut out = vec![0f32; rows];
             let job = Job {
                 x: &x,
@@ -382,11 +369,11 @@ fn wrong_sizes_are_errors() {
     let pool = Pool::new(1, false);
     let arena = Arena::new();
     let ctx = LoadCtx { isa: Isa::best(), exact: false, pool: &pool, arena: &arena };
-    let short = Matrix::load(&spec(Format::Q4_0, 8, 64), &Bytes(vec![0; 100]), &ctx);
+    let short = Matrix::load(&spec(Format::Q4_0, 8, 64), &vec![0; 100], &ctx);
     assert!(short.err().unwrap().to_string().contains("288"));
-    assert!(Matrix::load(&spec(Format::Q4_0, 8, 33), &Bytes(vec![0; 100]), &ctx).is_err());
-    assert!(Matrix::load(&spec(Format::F32, 0, 32), &Bytes(vec![]), &ctx).is_err());
-    let m = Matrix::load(&spec(Format::F32, 2, 32), &Bytes(vec![0; 256]), &ctx).unwrap();
+    assert!(Matrix::load(&spec(Format::Q4_0, 8, 33), &vec![0; 100], &ctx).is_err());
+    assert!(Matrix::load(&spec(Format::F32, 0, 32), &vec![], &ctx).is_err());
+    let m = Matrix::load(&spec(Format::F32, 2, 32), &vec![0; 256], &ctx).unwrap();
     let mut out = vec![0f32; 2];
     for (x_len, n, out_len) in [(31, 1, 2), (63, 2, 4), (32, 1, 1)] {
         out.resize(out_len, 0.0);

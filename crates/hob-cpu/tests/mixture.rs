@@ -5,8 +5,8 @@ mod common;
 use common::{agree, buffer, classes, contents, cpu, random, same_bits, weight};
 use hob_compute::reference::Reference;
 use hob_compute::{
-    Activation, Buf, ByteSource, Compute, ComputeError, ConvForm, Experts, Gating, GroupScore, Groups,
-    Memory, Route, Routing, ShortConv, SlotRows, Weight, WeightKind, WeightSpec,
+    Activation, Buf, Compute, ComputeError, ConvForm, Experts, Gating, GroupScore, Groups, Memory, Route,
+    Routing, ShortConv, SlotRows, Weight, WeightKind, WeightSpec,
 };
 use hob_cpu::arena::Arena;
 use hob_cpu::linear::{LoadCtx, Matrix, experts};
@@ -91,8 +91,8 @@ fn scales_and_the_clamped_gate_by_hand() {
     let logits = buffer(&mut dev, 4, &[1f32.ln(), 4f32.ln(), 1f32.ln(), 2f32.ln()]);
     let spec =
         |cols| WeightSpec { name: "s".into(), kind: WeightKind::Vector, format: Format::F32, rows: 1, cols };
-    let bytes = [9.0f32, 0.5, 9.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
-    let scales = Some(dev.load(&spec(4), std::sync::Arc::new(Bytes(bytes))).unwrap());
+    let bytes: Vec<u8> = [9.0f32, 0.5, 9.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let scales = Some(dev.load(&spec(4), std::sync::Arc::new(bytes)).unwrap());
     let out = dev.alloc(1, 4).unwrap();
     let rule = Routing { normalize: Some(0.0), ..plain(2, Gating::Softmax) };
     dev.route(&Route { logits, rows: 1, rule, bias: None, scales, chosen: None, out }).unwrap();
@@ -311,18 +311,6 @@ fn company_and_threads_do_not_change_a_bit() {
     }
 }
 
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
 #[test]
 fn products_stay_inside_hidden_and_output() {
     let pool = Pool::new(2, false);
@@ -337,7 +325,7 @@ fn products_stay_inside_hidden_and_output() {
                     let mut bytes = vec![0; spec.file_bytes().unwrap() as usize];
                     let values = Rng::new(seed).normal_vec(rows * cols, 1.0);
                     hob_quant::encode_row(format, &values, &mut bytes).unwrap();
-                    Matrix::load(&spec, &Bytes(bytes), &ctx).unwrap()
+                    Matrix::load(&spec, &bytes, &ctx).unwrap()
                 };
                 (0..4).map(one).collect()
             };
@@ -574,7 +562,7 @@ fn what_does_not_fit_is_an_error() {
             rows: 4,
             cols: 2,
         };
-        dev.load(&spec, std::sync::Arc::new(Bytes(vec![0; 32]))).map(|_| ())
+        dev.load(&spec, std::sync::Arc::new(vec![0; 32])).map(|_| ())
     });
     let groups = Some(Groups { count: 3, top: 1, score: GroupScore::Best });
     for rule in [

@@ -4,11 +4,12 @@ mod common;
 #[path = "common/world.rs"]
 mod world;
 
+use common::floats::vector;
 use common::{buffer, distance, gpu, reference, values};
 use hob_compute::{Compute, HeadNorm, PAGE_POSITIONS, Page, RopePairs, Rotation};
 use hob_gpu::{AttentionRule, Gpu};
 use hob_quant::KvFormat;
-use world::{Of, World, vector};
+use world::{Of, World};
 
 type Runs = Vec<(usize, std::ops::Range<usize>)>;
 

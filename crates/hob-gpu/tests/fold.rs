@@ -115,6 +115,13 @@ fn assert_near(expected: &[Vec<f32>], found: &[Vec<f32>], most: f64, what: &str)
     }
 }
 
+/// Work on the oracle and on a device, given what the stream holds at first: its results are `most` apart.
+fn equal(most: f64, what: &str, work: impl Fn(&mut dyn Compute, &[f32]) -> Vec<Vec<f32>>) {
+    let Some(mut dev) = gpu(false, "") else { return };
+    let start = values(7, ROWS * DIM);
+    assert_near(&work(&mut reference(false), &start), &work(&mut dev, &start), most, what);
+}
+
 /// Dispatches of some work.
 fn dispatches(dev: &mut Gpu, work: impl FnOnce(&mut Gpu)) -> u64 {
     let before = dev.counters().dispatches;
@@ -181,12 +188,8 @@ fn a_fold_saves_a_dispatch_and_changes_nothing_else_of_the_product() {
 /// Whoever reads the rows otherwise gets those of a plain norm.
 #[test]
 fn other_readers_get_finished_rows() {
-    let Some(mut dev) = gpu(false, "") else { return };
-    let mut oracle = reference(false);
-    let start = values(7, ROWS * DIM);
-    let mut results = Vec::new();
-    for dev in [&mut oracle as &mut dyn Compute, &mut dev] {
-        let mut piece = Piece::new(dev, &start);
+    equal(2e-3, "other readers", |dev, start| {
+        let mut piece = Piece::new(dev, start);
         piece.rows = 3;
         let (n, mut all) = (piece.n, Vec::new());
         // A download, and a product after it.
@@ -196,7 +199,7 @@ fn other_readers_get_finished_rows() {
         all.push(contents(dev, piece.hidden, 3 * WIDE));
         // Elementwise work into and from the rows.
         piece.fold(dev);
-        let other = buffer(dev, ROWS, DIM, &start);
+        let other = buffer(dev, ROWS, DIM, start);
         dev.map(&Map::Add { a: n, b: other, out: other, rows: 3 }).unwrap();
         dev.map(&Map::CopyRow { a: other, from: 0, out: n, to: 1 }).unwrap();
         all.push(contents(dev, n, 3 * DIM));
@@ -239,20 +242,15 @@ fn other_readers_get_finished_rows() {
         };
         dev.attend(&attend).unwrap();
         all.push(contents(dev, other, 3 * DIM));
-        results.push(all);
-    }
-    assert_near(&results[0], &results[1], 2e-3, "other readers");
+        all
+    });
 }
 
 /// Rows that a later norm does not reach keep what the earlier one gave them.
 #[test]
 fn fewer_rows_leave_the_others_as_they_were() {
-    let Some(mut dev) = gpu(false, "") else { return };
-    let mut oracle = reference(false);
-    let start = values(7, ROWS * DIM);
-    let mut results = Vec::new();
-    for dev in [&mut oracle as &mut dyn Compute, &mut dev] {
-        let mut piece = Piece::new(dev, &start);
+    equal(1e-3, "rows of two norms", |dev, start| {
+        let mut piece = Piece::new(dev, start);
         let mut all = Vec::new();
         for apart in [false, true] {
             piece.apart = false;
@@ -263,20 +261,15 @@ fn fewer_rows_leave_the_others_as_they_were() {
             piece.fold(dev);
             all.push(contents(dev, piece.n, 4 * DIM));
         }
-        results.push(all);
-    }
-    assert_near(&results[0], &results[1], 1e-3, "rows of two norms");
+        all
+    });
 }
 
 /// What is held is done before anything that could see it undone.
 #[test]
 fn a_product_without_its_norm_is_done_all_the_same() {
-    let Some(mut dev) = gpu(false, "") else { return };
-    let mut oracle = reference(false);
-    let start = values(7, ROWS * DIM);
-    let mut results = Vec::new();
-    for dev in [&mut oracle as &mut dyn Compute, &mut dev] {
-        let piece = Piece::new(dev, &start);
+    equal(2e-3, "alone", |dev, start| {
+        let piece = Piece::new(dev, start);
         let mut all = Vec::new();
         piece.add(dev).unwrap();
         all.push(contents(dev, piece.h, DIM));
@@ -309,20 +302,15 @@ fn a_product_without_its_norm_is_done_all_the_same() {
         dev.free(piece.x).unwrap();
         dev.unload(piece.o).unwrap();
         all.push(contents(dev, h, DIM));
-        results.push(all);
-    }
-    assert_near(&results[0], &results[1], 2e-3, "alone");
+        all
+    });
 }
 
 /// h goes away, or changes, while what was normed of it is still read.
 #[test]
 fn what_was_normed_does_not_hang_on_its_source() {
-    let Some(mut dev) = gpu(false, "") else { return };
-    let mut oracle = reference(false);
-    let start = values(7, ROWS * DIM);
-    let mut results = Vec::new();
-    for dev in [&mut oracle as &mut dyn Compute, &mut dev] {
-        let piece = Piece::new(dev, &start);
+    equal(2e-3, "of what is gone", |dev, start| {
+        let piece = Piece::new(dev, start);
         piece.fold(dev);
         piece.add(dev).unwrap();
         piece.gated(dev).unwrap();
@@ -330,23 +318,18 @@ fn what_was_normed_does_not_hang_on_its_source() {
         piece.three(dev, 0, 1).unwrap();
         let mut all: Vec<_> = piece.outs.map(|out| contents(dev, out, WIDE)).to_vec();
         all.push(contents(dev, piece.hidden, WIDE));
-        results.push(all);
-    }
-    assert_near(&results[0], &results[1], 2e-3, "of what is gone");
+        all
+    });
 }
 
 /// A product of rows that lack their factor may be folded itself.
 #[test]
 fn a_fold_reads_what_another_left() {
-    let Some(mut dev) = gpu(false, "") else { return };
-    let mut oracle = reference(false);
-    let start = values(7, ROWS * DIM);
-    let mut results = Vec::new();
-    for dev in [&mut oracle as &mut dyn Compute, &mut dev] {
-        let mut piece = Piece::new(dev, &start);
+    equal(2e-3, "one after the other", |dev, start| {
+        let mut piece = Piece::new(dev, start);
         piece.rows = 3;
         let second = load(dev, Format::Q8_0, 8, DIM, DIM);
-        let (g, m) = (buffer(dev, ROWS, DIM, &start), dev.alloc(ROWS, DIM).unwrap());
+        let (g, m) = (buffer(dev, ROWS, DIM, start), dev.alloc(ROWS, DIM).unwrap());
         let of_m = Piece { h: g, n: m, ..piece };
         of_m.norm(dev).unwrap();
         of_m.gated(dev).unwrap();
@@ -355,9 +338,8 @@ fn a_fold_reads_what_another_left() {
         dev.linear(&Linear { x: piece.n, first_row: 0, rows: 3, products, combine: Combine::Add }).unwrap();
         of_m.norm(dev).unwrap();
         of_m.gated(dev).unwrap();
-        results.push(vec![contents(dev, g, 3 * DIM), contents(dev, of_m.hidden, 3 * WIDE)]);
-    }
-    assert_near(&results[0], &results[1], 2e-3, "one after the other");
+        vec![contents(dev, g, 3 * DIM), contents(dev, of_m.hidden, 3 * WIDE)]
+    });
 }
 
 #[test]

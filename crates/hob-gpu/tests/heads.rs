@@ -4,10 +4,11 @@ mod common;
 #[path = "common/world.rs"]
 mod world;
 
+use common::floats::vector;
 use common::{buffer, distance, gpu, reference, values};
 use hob_compute::{Compute, HeadNorm, RopePairs, Rotation};
 use hob_quant::KvFormat;
-use world::{Of, World, vector};
+use world::{Of, World};
 
 /// Rows of two sequences, behind others.
 const RUNS: [(usize, std::ops::Range<usize>); 2] = [(0, 40..59), (1, 0..21)];

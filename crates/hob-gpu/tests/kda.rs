@@ -2,32 +2,9 @@
 
 mod common;
 
-use std::sync::Arc;
-
+use common::floats::vector;
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
-use hob_compute::{
-    ByteSource, Compute, DeltaNet, DeltaShape, KeyHeads, Memory, SlotRows, Weight, WeightKind, WeightSpec,
-};
-use hob_quant::Format;
-
-struct Floats(Vec<f32>);
-
-impl ByteSource for Floats {
-    fn len(&self) -> u64 {
-        4 * self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|v| v.to_le_bytes()).collect();
-        buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
-fn vector(dev: &mut dyn Compute, data: Vec<f32>) -> Weight {
-    let (kind, format, cols) = (WeightKind::Vector, Format::F32, data.len());
-    let spec = WeightSpec { name: "vector".into(), kind, format, rows: 1, cols };
-    dev.load(&spec, Arc::new(Floats(data))).expect("a vector loads")
-}
+use hob_compute::{Compute, DeltaNet, DeltaShape, KeyHeads, Memory, SlotRows};
 
 const ROWS: usize = 120;
 const SLOTS: usize = 2;
@@ -37,7 +14,7 @@ fn run(dev: &mut dyn Compute, shape: DeltaShape) -> Vec<Vec<f32>> {
     // From heads that keep most to heads that keep nothing.
     let rates = (0..heads).map(|h| -0.02 - 40.0 * h as f32).collect();
     let [rate, bias, norm] =
-        [rates, values(1, heads * shape.key_dim), values(2, shape.value_dim)].map(|v| vector(dev, v));
+        [rates, values(1, heads * shape.key_dim), values(2, shape.value_dim)].map(|v| vector(dev, &v));
     let mut seed = 2;
     let [qkv, z, beta, decay] =
         [shape.channels(), shape.width(), heads, heads * shape.key_dim].map(|width| {

@@ -10,6 +10,7 @@ mod world;
 
 use std::sync::Arc;
 
+use common::floats::vector;
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::reference::Reference;
 use hob_compute::*;
@@ -178,7 +179,7 @@ fn rows_of_a_latent_agree_with_the_oracle() {
             let (q, k) = (of(5, heads * (rank + rotary)), of(6, rank + rotary));
             let freqs: Vec<f32> = (0..rotary / 2).map(|i| 10f32.powi(-(i as i32))).collect();
             let freqs = buffer(dev, 1, rotary / 2, &freqs);
-            let weight = world::vector(dev, &values(7, rank));
+            let weight = vector(dev, &values(7, rank));
             let norm = HeadNorm { weight, groups: 1, eps: 1e-5 };
             let rotation = pairs.map(|pairs| Rotation { freqs, pairs, magnitude: 1.25 });
             let positions: Vec<u32> = (0..rows as u32).map(|r| 1000 * r + 3).collect();
@@ -196,24 +197,12 @@ fn rows_of_a_latent_agree_with_the_oracle() {
     }
 }
 
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
 /// Products of every head.
 fn heads(dev: &mut dyn Compute, format: Format, [count, height, cols]: [usize; 3], rows: usize) -> Vec<f32> {
     let bytes = weights::rows(format, 3, count * height, cols);
     let kind = WeightKind::Heads { count };
     let spec = WeightSpec { name: "w".into(), kind, format, rows: count * height, cols };
-    let weight = dev.load(&spec, Arc::new(Bytes(bytes))).expect("a weight loads");
+    let weight = dev.load(&spec, Arc::new(bytes)).expect("a weight loads");
     let x = buffer(dev, rows, count * cols, &values(4, rows * count * cols));
     let out = dev.alloc(rows, count * height).unwrap();
     dev.heads(&Heads { x, rows, weight, out }).unwrap();

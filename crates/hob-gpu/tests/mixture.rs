@@ -9,23 +9,11 @@ use std::sync::Arc;
 
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::{
-    Activation, Buf, ByteSource, Combine, Compute, ComputeError, Experts, Gating, GroupScore, Groups, Linear,
-    Norm, Product, Route, Routing, Weight, WeightKind, WeightSpec,
+    Activation, Buf, Combine, Compute, ComputeError, Experts, Gating, GroupScore, Groups, Linear, Norm,
+    Product, Route, Routing, Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
 use weights::rows as encoded;
-
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
 
 fn weight(
     dev: &mut dyn Compute,
@@ -36,7 +24,7 @@ fn weight(
 ) -> Weight {
     let bytes = encoded(format, seed, rows, cols);
     let spec = WeightSpec { name: "w".into(), kind, format, rows, cols };
-    dev.load(&spec, Arc::new(Bytes(bytes))).expect("a weight loads")
+    dev.load(&spec, Arc::new(bytes)).expect("a weight loads")
 }
 
 fn plain(top_k: usize, gating: Gating) -> Routing {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::tickets::KEPT;
 use hob_compute::{
-    ByteSource, Compute, ComputeError, Draw, Embed, Pick, Picked, Ticket, Token, Weight, WeightKind,
-    WeightSpec,
+    Compute, ComputeError, Draw, Embed, Pick, Picked, Ticket, Token, Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
 
@@ -183,18 +182,6 @@ fn what_cannot_be_picked_is_refused() {
     assert!(dev.picked(Ticket(99), &mut Picked::default()).is_err());
 }
 
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
 fn table(dev: &mut dyn Compute, format: Format, rows: usize, cols: usize) -> Weight {
     let values = values(9, rows * cols);
     let mut bytes = Vec::new();
@@ -204,7 +191,7 @@ fn table(dev: &mut dyn Compute, format: Format, rows: usize, cols: usize) -> Wei
         bytes.extend(packed);
     }
     let spec = WeightSpec { name: "table".into(), kind: WeightKind::Table, format, rows, cols };
-    dev.load(&spec, Arc::new(Bytes(bytes))).expect("a table loads")
+    dev.load(&spec, Arc::new(bytes)).expect("a table loads")
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::floats::vector;
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::reference::attention::seen;
 use hob_compute::*;
@@ -225,7 +226,7 @@ impl Case {
                 dev.write_positions(*page, 0..PAGE_POSITIONS, &image).unwrap();
             }
         }
-        let weight = self.sinks.then(|| sinks(dev, logits));
+        let weight = self.sinks.then(|| vector(dev, logits));
         self.attend(dev, &tables, q, weight)
     }
 
@@ -243,7 +244,7 @@ impl Case {
         let tables = self.tables(pools);
         let images = self.remembered(&mut oracle, &tables);
         let logits: Vec<f32> = if self.sinks { values(2, self.heads) } else { Vec::new() };
-        let weight = self.sinks.then(|| sinks(&mut oracle, &logits));
+        let weight = self.sinks.then(|| vector(&mut oracle, &logits));
         let expected = self.attend(&mut oracle, &tables, &q, weight);
         let precise = self.precise(&images, &q, &logits);
         let oracle = distance(&precise, &expected);
@@ -257,31 +258,6 @@ impl Case {
             assert!(device <= most, "{device:e} from f64, the oracle {oracle:e}, without '{off}': {self:?}");
         }
     }
-}
-
-struct Logits(Vec<u8>);
-
-impl ByteSource for Logits {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
-fn sinks(dev: &mut dyn Compute, logits: &[f32]) -> Weight {
-    let spec = WeightSpec {
-        name: "sinks".into(),
-        kind: WeightKind::Vector,
-        format: hob_quant::Format::F32,
-        rows: 1,
-        cols: logits.len(),
-    };
-    let bytes = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
-    dev.load(&spec, std::sync::Arc::new(Logits(bytes))).unwrap()
 }
 
 #[test]

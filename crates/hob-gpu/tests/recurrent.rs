@@ -5,44 +5,13 @@ mod common;
 
 use std::sync::Arc;
 
+use common::floats::vector;
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::{
-    Activation, Buf, ByteSource, Combine, Compute, ComputeError, ConvForm, DeltaNet, DeltaShape, KeyHeads,
-    Linear, Map, Memory, Product, ShortConv, SlotRows, SsmScan, SsmShape, Weight, WeightKind, WeightSpec,
+    Activation, Buf, Combine, Compute, ComputeError, ConvForm, DeltaNet, DeltaShape, KeyHeads, Linear, Map,
+    Memory, Product, ShortConv, SlotRows, SsmScan, SsmShape, Weight, WeightKind, WeightSpec,
 };
 use hob_quant::Format;
-
-/// Bytes as a file has them.
-struct Raw(Vec<u8>);
-
-impl ByteSource for Raw {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
-struct Floats(Vec<f32>);
-
-impl ByteSource for Floats {
-    fn len(&self) -> u64 {
-        4 * self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|v| v.to_le_bytes()).collect();
-        buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
-fn vector(dev: &mut dyn Compute, data: Vec<f32>) -> Weight {
-    let (kind, format, cols) = (WeightKind::Vector, Format::F32, data.len());
-    let spec = WeightSpec { name: "vector".into(), kind, format, rows: 1, cols };
-    dev.load(&spec, Arc::new(Floats(data))).expect("a vector loads")
-}
 
 fn seq(row: usize, rows: usize, position: usize, slot: usize) -> SlotRows {
     SlotRows::new(row, rows, position, slot)
@@ -64,7 +33,7 @@ impl Delta {
     fn new(dev: &mut dyn Compute, shape: DeltaShape) -> Delta {
         let heads = shape.value_heads;
         let rates = (0..heads).map(|h| -0.02 - 0.9 * h as f32).collect();
-        let vectors = [rates, values(1, heads), values(2, shape.value_dim)].map(|v| vector(dev, v));
+        let vectors = [rates, values(1, heads), values(2, shape.value_dim)].map(|v| vector(dev, &v));
         let mut seed = 2;
         let inputs = [shape.channels(), shape.width(), heads, heads].map(|width| {
             seed += 1;
@@ -146,7 +115,7 @@ fn both_forms_of_a_prompt_agree() {
 fn plain_convolutions_and_gates_equal_the_oracle() {
     let (dim, slots, taps) = (70, 3, 4);
     let run = |dev: &mut dyn Compute| {
-        let (weight, bias) = (vector(dev, values(1, dim * taps)), vector(dev, values(5, dim)));
+        let (weight, bias) = (vector(dev, &values(1, dim * taps)), vector(dev, &values(5, dim)));
         let state = buffer(dev, slots, (taps - 1) * dim, &values(2, slots * (taps - 1) * dim));
         let x = buffer(dev, 60, dim, &values(3, 60 * dim));
         let out = dev.alloc(60, dim).unwrap();
@@ -192,7 +161,7 @@ impl Ssm {
         // From heads that forget little to heads whose state underflows.
         let rates = (0..heads).map(|h| -0.02 - 9.0 * (h * h) as f32).collect();
         let vectors = [rates, values(1, heads), values(2, heads), values(3, shape.width())];
-        let vectors = vectors.map(|v| vector(dev, v));
+        let vectors = vectors.map(|v| vector(dev, &v));
         let mut seed = 3;
         let inputs = [shape.channels(), shape.width(), heads].map(|width| {
             seed += 1;
@@ -275,7 +244,7 @@ fn the_int8_form_of_an_output_is_that_of_its_rows() {
             .collect();
         let (kind, format, cols) = (WeightKind::Matrix, Format::Q8_0, shape.width());
         let spec = WeightSpec { name: "matrix".into(), kind, format, rows: 64, cols };
-        let weight = dev.load(&spec, Arc::new(Raw(bytes))).expect("a matrix loads");
+        let weight = dev.load(&spec, Arc::new(bytes)).expect("a matrix loads");
         let out = dev.alloc(ROWS, 64).unwrap();
         let mut all = Vec::new();
         // The first product makes the form, the second finds it written.

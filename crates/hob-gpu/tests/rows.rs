@@ -2,14 +2,11 @@
 
 mod common;
 
-use std::sync::Arc;
-
+use common::floats::vector;
 use common::{TIERS, buffer, contents, distance, gpu, reference, values};
 use hob_compute::{
-    Activation, ByteSource, Compute, ComputeError, ConvForm, Map, Memory, Norm, Rope, RopePairs, ShortConv,
-    SlotRows, Weight, WeightKind, WeightSpec,
+    Activation, Compute, ComputeError, ConvForm, Map, Memory, Norm, Rope, RopePairs, ShortConv, SlotRows,
 };
-use hob_quant::Format;
 
 #[test]
 fn map_equals_the_oracle_also_in_place_and_on_many_rows() {
@@ -61,30 +58,6 @@ fn both(
         let found = work(&mut dev, off);
         check(off, &expected, &found);
     }
-}
-
-struct Floats(Vec<f32>);
-
-impl ByteSource for Floats {
-    fn len(&self) -> u64 {
-        4 * self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|v| v.to_le_bytes()).collect();
-        buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
-fn vector(dev: &mut dyn Compute, data: &[f32]) -> Weight {
-    let spec = WeightSpec {
-        name: "vector".into(),
-        kind: WeightKind::Vector,
-        format: Format::F32,
-        rows: 1,
-        cols: data.len(),
-    };
-    dev.load(&spec, Arc::new(Floats(data.to_vec()))).expect("a vector loads")
 }
 
 #[test]

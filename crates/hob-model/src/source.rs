@@ -177,7 +177,7 @@ fn decoded(format: Format, bytes: &dyn ByteSource, count: usize) -> std::result:
 }
 
 fn as_f32(values: impl Iterator<Item = f32>) -> (Format, Arc<dyn ByteSource>) {
-    (Format::F32, Arc::new(Memory(values.flat_map(f32::to_le_bytes).collect())))
+    (Format::F32, Arc::new(values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>()))
 }
 
 /// Consecutive bytes of a tensor.
@@ -202,21 +202,6 @@ impl ByteSource for Part {
     fn mapped(&self) -> Option<&[u8]> {
         let (start, end) = (self.start as usize, (self.start + self.len) as usize);
         self.whole.mapped()?.get(start..end)
-    }
-}
-
-/// Bytes made while loading.
-struct Memory(Vec<u8>);
-
-impl ByteSource for Memory {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let source = start.checked_add(buf.len()).and_then(|end| self.0.get(start..end));
-        source.map(|s| buf.copy_from_slice(s)).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
     }
 }
 

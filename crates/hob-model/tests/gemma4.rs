@@ -75,19 +75,6 @@ struct Random {
     tensors: Vec<TensorInfo>,
 }
 
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let at = offset as usize;
-        buf.copy_from_slice(self.0.get(at..at + buf.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
-
 impl Random {
     fn new(config: &Config) -> Random {
         let slots = ModelInfo::slots_of(config, Naming::Gguf).expect("a known architecture");
@@ -125,7 +112,7 @@ impl TensorSource for Random {
             _ => 0.0,
         };
         let stored = values.into_iter().map(|v| if norm > 0.0 { norm * (1.0 + v) } else { v });
-        Arc::new(Bytes(stored.flat_map(f32::to_le_bytes).collect()))
+        Arc::new(stored.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())
     }
 }
 

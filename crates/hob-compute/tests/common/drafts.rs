@@ -1,10 +1,12 @@
 //! A text with drafts in between, on any device: what is accepted, and the state behind it, must be bit for bit what a run
 //! gives that never saw the others. Included by the tests of every device.
 
-use std::sync::Arc;
+#[path = "floats.rs"]
+mod floats;
 
 use hob_compute::*;
-use hob_quant::Format;
+
+use floats::vector;
 
 /// What is run.
 #[derive(Copy, Clone, Debug)]
@@ -49,19 +51,6 @@ const SLOTS: usize = 3;
 const HELD: usize = 16;
 const MOST: usize = 40;
 
-struct Floats(Vec<f32>);
-
-impl ByteSource for Floats {
-    fn len(&self) -> u64 {
-        4 * self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|v| v.to_le_bytes()).collect();
-        buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
 /// Seeded values within -1..1.
 fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -70,12 +59,6 @@ fn values(seed: u64, count: usize) -> Vec<f32> {
         (x >> 40) as f32 / (1 << 23) as f32 - 1.0
     };
     (0..count).map(|_| next()).collect()
-}
-
-fn vector(dev: &mut dyn Compute, data: Vec<f32>) -> Weight {
-    let (kind, format, cols) = (WeightKind::Vector, Format::F32, data.len());
-    let spec = WeightSpec { name: "vector".into(), kind, format, rows: 1, cols };
-    dev.load(&spec, Arc::new(Floats(data))).expect("a vector loads")
 }
 
 /// A layer on a device; slots begin with anything.
@@ -133,7 +116,7 @@ impl Layer {
         let memory = Memory { state: filled(state), records: Some(filled(HELD * record)) };
         let mut room = |width: usize| (dev.alloc(MOST, width).expect("room"), width);
         let (inputs, out) = (inputs.into_iter().map(&mut room).collect(), room(out));
-        let weights = kind.vectors().into_iter().map(|v| vector(dev, v)).collect();
+        let weights = kind.vectors().into_iter().map(|v| vector(dev, &v)).collect();
         Layer { kind, weights, inputs, memory, out }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use half::f16;
-use hob_compute::{ByteSource, WeightKind, WeightSpec};
+use hob_compute::{WeightKind, WeightSpec};
 use hob_quant::{Format, decode_row};
 
 use super::{device_format, unpack};
@@ -28,19 +28,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
 }
 ";
-
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
 
 fn stream() -> Option<Stream> {
     let adapter = crate::test_adapter()?;
@@ -91,7 +78,7 @@ fn random_rows(format: Format, rows: usize, cols: usize) -> Vec<u8> {
 /// What the device makes of a weight, `[rows, 32 * blocks]`.
 fn unpacked(stream: &mut Stream, format: Format, rows: usize, cols: usize, bytes: Vec<u8>) -> Vec<f32> {
     let spec = WeightSpec { name: "w".into(), kind: WeightKind::Matrix, format, rows, cols };
-    let loaded = Loaded::load(stream, &spec, Arc::new(Bytes(bytes))).unwrap();
+    let loaded = Loaded::load(stream, &spec, Arc::new(bytes)).unwrap();
     let (blocks, on_device) = (cols.div_ceil(32), loaded.format);
     let key = KernelKey { name: "unpacked", params: [on_device.ggml_id(), 0, 0, 0, 0, 0, 0, 0] };
     let kernel = stream.kernel(key, || Source {

@@ -1,6 +1,9 @@
 //! The oracle and a GPU side by side. Without an adapter every test says 'skipped'.
 #![allow(dead_code)] // each test file uses some of it
 
+#[path = "../../../hob-compute/tests/common/floats.rs"]
+pub mod floats;
+
 use hob_compute::reference::Reference;
 use hob_compute::{Buf, Compute};
 use hob_gpu::{Gpu, GpuConfig};

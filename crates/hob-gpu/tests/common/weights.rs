@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hob_compute::{ByteSource, Compute, Weight, WeightKind, WeightSpec};
+use hob_compute::{Compute, Weight, WeightKind, WeightSpec};
 use hob_quant::{Format, encode_row};
 
 use super::common::values;
@@ -28,19 +28,6 @@ pub const PACKED: [Format; 16] = [
     Format::BF16,
     Format::F32,
 ];
-
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
 
 /// Where a format without an encoder keeps its f16 numbers.
 fn scales_at(format: Format) -> &'static [usize] {
@@ -82,12 +69,12 @@ pub fn rows(format: Format, seed: u64, count: usize, cols: usize) -> Vec<u8> {
 
 pub fn load(dev: &mut dyn Compute, format: Format, seed: u64, count: usize, cols: usize) -> Weight {
     let spec = WeightSpec { name: "w".into(), kind: WeightKind::Matrix, format, rows: count, cols };
-    dev.load(&spec, Arc::new(Bytes(rows(format, seed, count, cols)))).unwrap()
+    dev.load(&spec, Arc::new(rows(format, seed, count, cols))).unwrap()
 }
 
 pub fn vector(dev: &mut dyn Compute, seed: u64, cols: usize) -> Weight {
-    let bytes = values(seed, cols).iter().flat_map(|v| v.to_le_bytes()).collect();
+    let bytes: Vec<u8> = values(seed, cols).iter().flat_map(|v| v.to_le_bytes()).collect();
     let (kind, format) = (WeightKind::Vector, Format::F32);
     let spec = WeightSpec { name: "b".into(), kind, format, rows: 1, cols };
-    dev.load(&spec, Arc::new(Bytes(bytes))).unwrap()
+    dev.load(&spec, Arc::new(bytes)).unwrap()
 }

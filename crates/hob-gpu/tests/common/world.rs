@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "the tests of pages use some of it")]
 
+use crate::common::floats::vector;
 use crate::common::{buffer, contents};
 use hob_compute::*;
 use hob_quant::KvFormat;
@@ -178,27 +179,4 @@ pub fn differences(a: &[Vec<u8>], b: &[Vec<u8>]) -> (usize, usize) {
     assert_eq!(a.iter().map(Vec::len).collect::<Vec<_>>(), b.iter().map(Vec::len).collect::<Vec<_>>());
     let (a, b) = (a.concat(), b.concat());
     (a.iter().zip(&b).filter(|(a, b)| a != b).count(), a.len())
-}
-
-/// A loaded vector.
-pub fn vector(dev: &mut dyn Compute, values: &[f32]) -> Weight {
-    struct Bytes(Vec<u8>);
-    impl ByteSource for Bytes {
-        fn len(&self) -> u64 {
-            self.0.len() as u64
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-            buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-            Ok(())
-        }
-    }
-    let bytes = Bytes(values.iter().flat_map(|v| v.to_le_bytes()).collect());
-    let spec = WeightSpec {
-        name: "vector".into(),
-        kind: WeightKind::Vector,
-        format: hob_quant::Format::F32,
-        rows: 1,
-        cols: values.len(),
-    };
-    dev.load(&spec, std::sync::Arc::new(bytes)).unwrap()
 }

@@ -204,22 +204,9 @@ impl ByteSource for Columns {
 mod tests {
     use super::*;
 
-    struct Bytes(Vec<u8>);
-
-    impl ByteSource for Bytes {
-        fn len(&self) -> u64 {
-            self.0.len() as u64
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-            let at = offset as usize;
-            buf.copy_from_slice(self.0.get(at..at + buf.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?);
-            Ok(())
-        }
-    }
-
     #[test]
     fn a_chain_reads_across_its_links() {
-        let bytes: Arc<dyn ByteSource> = Arc::new(Bytes((0..100).collect()));
+        let bytes: Arc<dyn ByteSource> = Arc::new((0..100).collect::<Vec<u8>>());
         let link = |start, end| Link { bytes: bytes.clone(), start, end };
         // 10..13, 50..50 (nothing), 0..4, 90..95
         let chain = Chain(vec![link(10, 3), link(50, 3), link(0, 7), link(90, 12)]);
@@ -244,7 +231,7 @@ mod tests {
         let codes =
             all().flat_map(|(r, b)| (0..16).map(move |j| code(r, b, 2 * j) | code(r, b, 2 * j + 1) << 4));
         let scales = all().map(|(r, b)| (10 * r + b) as u8);
-        let (codes, scales) = (Bytes(codes.collect()), Bytes(scales.collect()));
+        let (codes, scales): (Vec<u8>, Vec<u8>) = (codes.collect(), scales.collect());
         let (codes, scales): (Arc<dyn ByteSource>, Arc<dyn ByteSource>) = (Arc::new(codes), Arc::new(scales));
         let odd = Blocks { codes, scales, first: 1, step: 2, rows: 3, blocks: 2 };
         let expected: Vec<u8> = [1, 3, 5]
@@ -268,7 +255,7 @@ mod tests {
     fn columns_become_rows() {
         // Two values of 2 bytes to skip, then [3, 4]: value (c, k) is 10 c + k.
         let values = [99u16, 99].into_iter().chain((0..3).flat_map(|c| (0..4).map(move |k| 10 * c + k)));
-        let bytes: Arc<dyn ByteSource> = Arc::new(Bytes(values.flat_map(u16::to_le_bytes).collect()));
+        let bytes: Arc<dyn ByteSource> = Arc::new(values.flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
         let odd = Columns {
             bytes,
             start: 4,

@@ -3,23 +3,10 @@
 
 use std::sync::Arc;
 
-use hob_compute::{Activation, Buf, ByteSource, Compute, Experts, Weight, WeightKind, WeightSpec};
+use hob_compute::{Activation, Buf, Compute, Experts, Weight, WeightKind, WeightSpec};
 use hob_quant::Format;
 
 use crate::{Gpu, GpuConfig};
-
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
 
 /// Codes of any bits under scales of 2^-5.
 fn experts(gpu: &mut Gpu, format: Format, seed: usize, count: usize, [rows, cols]: [usize; 2]) -> Weight {
@@ -31,14 +18,14 @@ fn experts(gpu: &mut Gpu, format: Format, seed: usize, count: usize, [rows, cols
         scales.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&[0, 0x28]));
     }
     let (name, kind) = ("w".to_string(), WeightKind::Experts { count });
-    gpu.load(&WeightSpec { name, kind, format, rows: count * rows, cols }, Arc::new(Bytes(bytes))).unwrap()
+    gpu.load(&WeightSpec { name, kind, format, rows: count * rows, cols }, Arc::new(bytes)).unwrap()
 }
 
 fn vector(gpu: &mut Gpu, seed: usize, cols: usize) -> Weight {
     let value = |i: usize| (((i + seed) * 31 % 97) as f32 / 97.0 - 0.5).to_le_bytes();
-    let bytes = (0..cols).flat_map(value).collect();
+    let bytes: Vec<u8> = (0..cols).flat_map(value).collect();
     let (name, kind, format) = ("b".to_string(), WeightKind::Vector, Format::F32);
-    gpu.load(&WeightSpec { name, kind, format, rows: 1, cols }, Arc::new(Bytes(bytes))).unwrap()
+    gpu.load(&WeightSpec { name, kind, format, rows: 1, cols }, Arc::new(bytes)).unwrap()
 }
 
 fn buffer(gpu: &mut Gpu, rows: usize, cols: usize, value: impl Fn(usize) -> f32) -> Buf {

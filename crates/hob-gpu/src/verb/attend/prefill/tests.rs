@@ -132,19 +132,6 @@ fn values(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-struct Logits(Vec<u8>);
-
-impl ByteSource for Logits {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
 fn filled(gpu: &mut Gpu, rows: usize, width: usize, seed: u64, loud: f32) -> Result<Buf> {
     let buf = gpu.alloc(rows, width)?;
     let values: Vec<f32> = values(seed, rows * width).iter().map(|x| x * loud).collect();
@@ -196,8 +183,8 @@ impl Case {
             rows: 1,
             cols: heads,
         };
-        let logits = values(2, heads).iter().flat_map(|x| x.to_le_bytes()).collect();
-        let sinks = if self.sinks { Some(gpu.load(&spec, Arc::new(Logits(logits)))?) } else { None };
+        let logits: Vec<u8> = values(2, heads).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let sinks = if self.sinks { Some(gpu.load(&spec, Arc::new(logits))?) } else { None };
         let (scale, kv_heads) = (1.0 / (head_dim as f32).sqrt(), KV_HEADS);
         let seqs = &seqs;
         let args = Attend { q, out, heads, kv_heads, head_dim, scale, window, softcap, sinks, seqs };

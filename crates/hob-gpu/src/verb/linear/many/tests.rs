@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use hob_compute::{
-    Activation, Buf, ByteSource, Combine, Compute, Linear, Product, Weight, WeightKind, WeightSpec,
-};
+use hob_compute::{Activation, Buf, Combine, Compute, Linear, Product, Weight, WeightKind, WeightSpec};
 use hob_quant::Format;
 use wgpu::naga;
 
@@ -85,28 +83,15 @@ fn few_workgroups_take_smaller_tiles() {
     }
 }
 
-struct Bytes(Vec<u8>);
-
-impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-}
-
 const COLS: usize = 64;
 
 /// Rows `first..end` of an f16 matrix with varied values.
 fn load(gpu: &mut Gpu, first: usize, end: usize) -> Weight {
     let value = |i: usize| half::f16::from_f32((i * 31 % 97) as f32 / 97.0 - 0.5).to_le_bytes();
-    let bytes = (first * COLS..end * COLS).flat_map(value).collect();
+    let bytes: Vec<u8> = (first * COLS..end * COLS).flat_map(value).collect();
     let (name, kind) = ("w".to_string(), WeightKind::Matrix);
     let spec = WeightSpec { name, kind, format: Format::F16, rows: end - first, cols: COLS };
-    gpu.load(&spec, Arc::new(Bytes(bytes))).unwrap()
+    gpu.load(&spec, Arc::new(bytes)).unwrap()
 }
 
 /// A matrix of 70 rows in parts that end at `cuts` and 70.
@@ -149,7 +134,7 @@ fn packed(gpu: &mut Gpu, format: Format, rows: usize, cols: usize) -> Weight {
         scales.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&[0, 0x28]));
     }
     let (name, kind) = ("w".to_string(), WeightKind::Matrix);
-    gpu.load(&WeightSpec { name, kind, format, rows, cols }, Arc::new(Bytes(all))).unwrap()
+    gpu.load(&WeightSpec { name, kind, format, rows, cols }, Arc::new(all)).unwrap()
 }
 
 /// One product of `rows` rows in one way, all rows of the output.
