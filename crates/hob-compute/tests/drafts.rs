@@ -2,7 +2,10 @@
 
 #[path = "common/drafts.rs"]
 mod drafts;
+#[path = "common/floats.rs"]
+mod floats;
 
+use floats::vector;
 use hob_compute::reference::Reference;
 use hob_compute::{Compute, Placed};
 

@@ -2,10 +2,13 @@
 //! does not fit.
 
 mod common;
+#[path = "../../hob-compute/tests/common/floats.rs"]
+mod floats;
 #[path = "../../hob-compute/tests/common/compressed.rs"]
 mod layer;
 
 use common::{buffer, classes, contents, cpu, same_bits};
+use floats::vector;
 use hob_compute::reference::Reference;
 use hob_compute::*;
 use layer::{ALL, Layer, batches, hyper, seq};

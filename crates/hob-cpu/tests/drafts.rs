@@ -3,8 +3,11 @@
 mod common;
 #[path = "../../hob-compute/tests/common/drafts.rs"]
 mod drafts;
+#[path = "../../hob-compute/tests/common/floats.rs"]
+mod floats;
 
 use common::{classes, cpu};
+use floats::vector;
 
 #[test]
 fn rejected_rows_leave_no_trace() {

@@ -2,7 +2,8 @@
 //! names (0): `latent heads,head_dim,dims,format,position,rows ..` or `heads,out_width,in_width,format,rows`. It prints
 //! microseconds of a call; of attention also GB/s of pages and causal TFLOP/s, two operations for every product.
 
-use std::sync::Arc;
+mod common;
+
 use std::time::{Duration, Instant};
 
 use hob_compute::*;
@@ -82,26 +83,13 @@ fn attention(gpu: &mut Gpu, sizes: [usize; 5], format: KvFormat) -> Result<()> {
     if first != rest { gpu.free_pages(first) } else { Ok(()) }
 }
 
-struct Noise(u64);
-
-impl ByteSource for Noise {
-    fn len(&self) -> u64 {
-        self.0
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.iter_mut().zip(offset..).for_each(|(b, at)| *b = (at % 61) as u8);
-        Ok(())
-    }
-}
-
 fn products(gpu: &mut Gpu, [count, out_width, cols, rows]: [usize; 4], format: Format) -> Result<()> {
     let kind = WeightKind::Heads { count };
     let spec = WeightSpec { name: "w".into(), kind, format, rows: count * out_width, cols };
     let bytes = spec.file_bytes().unwrap_or(0);
     let turns = (TURNS_BYTES as u64 / bytes.max(1)).clamp(1, 64) as usize;
-    let weights: Vec<Weight> =
-        (0..turns).map(|_| gpu.load(&spec, Arc::new(Noise(bytes)))).collect::<Result<_>>()?;
+    let mut load = |_| common::noise(gpu, kind, format, count * out_width, cols).map(|(weight, _)| weight);
+    let weights: Vec<Weight> = (0..turns).map(&mut load).collect::<Result<_>>()?;
     let (x, out) = (gpu.alloc(rows, count * cols)?, gpu.alloc(rows, count * out_width)?);
     let time = seconds(gpu, out, |gpu, n| gpu.heads(&Heads { x, rows, weight: weights[n % turns], out }))?;
     let work = (2 * rows * count * out_width * cols) as f64;
@@ -116,8 +104,7 @@ fn products(gpu: &mut Gpu, [count, out_width, cols, rows]: [usize; 4], format: F
 }
 
 fn main() -> Result<()> {
-    let adapter = std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
-    let mut gpu = Gpu::open(&GpuConfig { adapter, ..GpuConfig::default() })?;
+    let mut gpu = Gpu::open(&GpuConfig { adapter: common::adapter(), ..GpuConfig::default() })?;
     println!("{}", gpu.info().adapter);
     for text in std::env::args().skip(1) {
         let parts: Vec<&str> = text.split(',').collect();

@@ -4,6 +4,7 @@ mod common;
 #[path = "../../hob-compute/tests/common/compressed.rs"]
 mod layer;
 
+use common::floats::vector;
 use common::{contents, distance, gpu, reference, values};
 use hob_compute::*;
 use layer::{ALL, batches, filled, hyper, seq};

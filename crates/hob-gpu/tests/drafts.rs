@@ -4,6 +4,7 @@ mod common;
 #[path = "../../hob-compute/tests/common/drafts.rs"]
 mod drafts;
 
+use common::floats::vector;
 use common::{TIERS, gpu};
 
 #[test]

@@ -1,13 +1,10 @@
 //! Compressed attention and hyper-connections on any device, whose state begins with anything. Included by the tests of every
 //! device.
 
-#[path = "floats.rs"]
-mod floats;
-
 use hob_compute::*;
 use hob_testkit::rng::Rng;
 
-use floats::vector;
+use super::vector;
 
 pub fn values(seed: u64, n: usize) -> Vec<f32> {
     Rng::new(seed).normal_vec(n, 1.0)

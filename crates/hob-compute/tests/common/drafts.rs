@@ -1,12 +1,9 @@
 //! A text with drafts in between, on any device: what is accepted, and the state behind it, must be bit for bit what a run
 //! gives that never saw the others. Included by the tests of every device.
 
-#[path = "floats.rs"]
-mod floats;
-
 use hob_compute::*;
 
-use floats::vector;
+use super::vector;
 
 /// What is run.
 #[derive(Copy, Clone, Debug)]
