@@ -188,8 +188,12 @@ impl DiskStore {
         let (stored, mut entry) = self.entry_after(identity, tokens);
         (entry.kind, entry.turn_end, entry.payload_bytes) = (Kind::Snapshot, turn_end, bytes.len() as u64);
         let gap = (stored < tokens.len()).then_some(Refusal::Gap);
-        if gap.is_none() && self.catalog().id_of(&entry.expected_key()).is_some() {
-            return Ok(Appended { bytes_written: 0, stored_tokens: stored, refused: None });
+        if gap.is_none() {
+            let known = self.catalog().id_of(&entry.expected_key());
+            // It may have come back with the beginning it hangs on; what nobody can read is stored anew.
+            if known.is_some_and(|id| self.read_entry(id).is_some()) {
+                return Ok(Appended { bytes_written: 0, stored_tokens: stored, refused: None });
+            }
         }
         self.append_entry(&mut writer, entry, bytes, (stored, gap))
     }

@@ -1,5 +1,5 @@
-//! One model for every kind of state on a GPU: saved and taken up again, back behind drafts, and through the store on disk.
-//! Without an adapter every test says 'skipped'.
+//! One model for every kind of state on a GPU: saved and taken up again, and back behind drafts. (`hob-engine` restarts them
+//! from disk.) Without an adapter every test says 'skipped'.
 
 mod common;
 #[path = "common/remembering.rs"]
@@ -18,8 +18,7 @@ fn remembers(name: &str, start: usize) {
     let tiny = fixture(name);
     let mut bench = Bench::of(&tiny, dev, &held(400, 2, 64));
     goes_back(name, &tiny, &mut bench, (start, true));
-    let dev = comes_back(name, &tiny, bench.close());
-    drop(restarts(name, &tiny, dev));
+    drop(comes_back(name, &tiny, bench.close()));
 }
 
 #[test]

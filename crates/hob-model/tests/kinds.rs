@@ -8,7 +8,9 @@ mod remembering;
 use std::collections::BTreeSet;
 
 use common::*;
-use hob_model::{LayerState, Layout, Model, ModelError, ModelInfo};
+use hob_model::disk::{DiskConfig, DiskStore};
+use hob_model::{Image, LayerState, Layout, Model, ModelError, ModelInfo};
+use hob_testkit::temp::TempDir;
 use remembering::*;
 
 /// Walks all fixtures on the CPU as it usually computes.
@@ -113,9 +115,52 @@ fn an_end_that_is_kept_behind_drafts_is_the_accepted_one() {
     });
 }
 
+/// Through the store on disk into a model of another load: the uninterrupted run's bits.
 #[test]
 fn a_restart_from_disk_is_the_uninterrupted_run() {
-    walk(|name, tiny| drop(restarts(name, tiny, Box::new(cpu(2, false)))));
+    walk(|name, tiny| {
+        let dir = TempDir::new("kinds");
+        let disk = DiskConfig {
+            dir: dir.path().to_path_buf(),
+            budget_bytes: 1 << 28,
+            daily_write_bytes: 1 << 28,
+            snapshot_budget_bytes: 1 << 26,
+        };
+        // Two turns; windows let go of pages, so positions are stored while they are there.
+        let text = tokens(7, 330, tiny.vocab);
+        let mut bench = Bench::of(tiny, Box::new(cpu(2, false)), &held(340, 1, 64));
+        let identity = bench.model.identity();
+        let id = bench.open();
+        let store = DiskStore::open(&disk).expect("a store");
+        for (start, end) in [(0, 192), (192, 256), (256, 300)] {
+            bench.feed(id, &text[start..end], 64);
+            let image = bench.model.export(bench.dev.as_mut(), id, start..end).expect("held");
+            store.append(&identity, &text[..end], start, &image).expect("stored");
+        }
+        if bench.model.info().recurrent() {
+            let state = bench.model.snapshot(bench.dev.as_mut(), id).expect("a state");
+            store.append_snapshot(&identity, &text[..300], &state, true).expect("stored");
+        }
+        let expected = bench.feed(id, &text[300..], 8);
+        drop((bench, store));
+        let store = DiskStore::open(&disk).expect("a store");
+        let mut fresh = Bench::of(tiny, Box::new(cpu(2, false)), &held(340, 1, 64));
+        let found = store.find(&fresh.model.identity(), &text[..329]);
+        assert_eq!(found.tokens, 300, "{name}");
+        let id = fresh.open();
+        let (model, dev): (&mut Model, _) = (&mut fresh.model, fresh.dev.as_mut());
+        for piece in &found.pieces {
+            let bytes = store.read(piece).expect("undamaged");
+            let range = piece.first..piece.first + piece.tokens;
+            let image = Image { tokens: &text, range, take: piece.take_tokens, bytes: &bytes };
+            model.import(dev, id, &image).expect("an image");
+        }
+        if let Some(&(len, snapshot)) = found.snapshots.last() {
+            let state = store.read_snapshot(snapshot).expect("undamaged");
+            model.restore(dev, id, len, &state).expect("a state");
+        }
+        assert_same_bits(&fresh.feed(id, &text[300..], 8), &expected, tiny.vocab, name);
+    });
 }
 
 #[test]

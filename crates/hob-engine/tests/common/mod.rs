@@ -73,16 +73,15 @@ impl Watched {
     }
 
     fn with(width: usize, asynchronous: bool) -> Watched {
-        let (never, deeds) = (|| Arc::new(AtomicI64::new(i64::MAX)), Arc::default());
-        let (countdown, life, silence, rows) = (never(), never(), never(), Arc::default());
-        let device = faulty::Faulty {
-            countdown: Arc::clone(&countdown),
-            life: Arc::clone(&life),
-            silence: Arc::clone(&silence),
-            rows: Arc::clone(&rows),
-            deeds: Some(Arc::clone(&deeds)),
-            ..Self::device(width, asynchronous)
-        };
+        Self::on(Self::device(width, asynchronous))
+    }
+
+    /// Any device; an account is kept of it.
+    pub fn on(device: Faulty) -> Watched {
+        let deeds = Arc::default();
+        let [countdown, life, silence] = [&device.countdown, &device.life, &device.silence].map(Arc::clone);
+        let rows = Arc::clone(&device.rows);
+        let device = Faulty { deeds: Some(Arc::clone(&deeds)), ..device };
         Watched { runtime: Runtime::with_device(Box::new(device)), countdown, life, silence, rows, deeds }
     }
 

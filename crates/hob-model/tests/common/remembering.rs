@@ -1,12 +1,10 @@
-//! What every kind of state must do on any device: be saved and taken up again, go back behind drafts, survive a restart.
+//! What every kind of state must do on any device: be saved and taken up again, and go back behind drafts.
 //! Included by the tests of every device; a device is given back so that what it compiled serves again.
 
 use std::ops::Range;
 
 use hob_compute::Compute;
-use hob_model::disk::{DiskConfig, DiskStore};
-use hob_model::{Image, Layout, Model, ModelInfo, SeqId};
-use hob_testkit::temp::TempDir;
+use hob_model::{Image, Layout, ModelInfo, SeqId};
 
 use crate::common::*;
 
@@ -72,9 +70,9 @@ pub fn draft(bench: &mut Bench, id: SeqId, tokens: &[u32]) {
     bench.batch.rows[first..].iter_mut().for_each(|row| row.draft = true);
 }
 
-/// Drafts of 1 to 8 tokens, of which from none to all are right, one round behind the other from `start` on; a snapshot in
-/// the middle. Every logit of a token that stays must be that of a run without drafts, token by token; where `alike`, of
-/// one with other drafts: the number of rows picks a GPU's kernels, and those round each in its way.
+/// Drafts of 1 to 8 tokens, at first all wrong, then from none to all right, one round behind the other from `start` on; a
+/// snapshot in the middle. Every logit of a token that stays must be that of a run without drafts, token by token; where
+/// `alike`, of one with other drafts: the number of rows picks a GPU's kernels, and those round each in its way.
 pub fn goes_back(name: &str, tiny: &Tiny, bench: &mut Bench, (start, alike): (usize, bool)) {
     let vocab = tiny.vocab;
     let [text, wrong, other] = [3, 4, 5].map(|seed| tokens(seed, 400, vocab));
@@ -83,7 +81,8 @@ pub fn goes_back(name: &str, tiny: &Tiny, bench: &mut Bench, (start, alike): (us
     bench.feed(plain, &text[..start], 64);
     let mut at = start;
     for round in 0..16 {
-        let (drafts, right) = (1 + round % 8, (round * 5 % 9).min(1 + round % 8));
+        let drafts = 1 + round % 8;
+        let right = if round < 8 { 0 } else { (round * 5 % 9).min(drafts) };
         // The sampled token, then drafts, of which the first `right` are what follows.
         let run = |bench: &mut Bench, id, wrong: &[u32]| {
             let row = |i| if i <= right { text[at + i] } else { wrong[at + i] };
@@ -115,50 +114,4 @@ pub fn goes_back(name: &str, tiny: &Tiny, bench: &mut Bench, (start, alike): (us
         at += rows;
     }
     [id, plain].into_iter().for_each(|id| bench.model.free_sequence(id).expect("it lives"));
-}
-
-/// Through the store on disk into a model of another load: the uninterrupted run's bits.
-pub fn restarts(name: &str, tiny: &Tiny, dev: Box<dyn Compute>) -> Box<dyn Compute> {
-    let dir = TempDir::new("kinds");
-    let disk = DiskConfig {
-        dir: dir.path().to_path_buf(),
-        budget_bytes: 1 << 28,
-        daily_write_bytes: 1 << 28,
-        snapshot_budget_bytes: 1 << 26,
-    };
-    // Two turns; windows let go of pages, so positions are stored while they are there.
-    let text = tokens(7, 330, tiny.vocab);
-    let mut bench = Bench::of(tiny, dev, &held(340, 1, 64));
-    let identity = bench.model.identity();
-    let id = bench.open();
-    let store = DiskStore::open(&disk).expect("a store");
-    for (start, end) in [(0, 192), (192, 256), (256, 300)] {
-        bench.feed(id, &text[start..end], 64);
-        let image = bench.model.export(bench.dev.as_mut(), id, start..end).expect("held");
-        store.append(&identity, &text[..end], start, &image).expect("stored");
-    }
-    if bench.model.info().recurrent() {
-        let state = bench.model.snapshot(bench.dev.as_mut(), id).expect("a state");
-        store.append_snapshot(&identity, &text[..300], &state, true).expect("stored");
-    }
-    let expected = bench.feed(id, &text[300..], 8);
-    drop(store);
-    let store = DiskStore::open(&disk).expect("a store");
-    let mut fresh = Bench::of(tiny, bench.close(), &held(340, 1, 64));
-    let found = store.find(&fresh.model.identity(), &text[..329]);
-    assert_eq!(found.tokens, 300, "{name}");
-    let id = fresh.open();
-    let (model, dev): (&mut Model, _) = (&mut fresh.model, fresh.dev.as_mut());
-    for piece in &found.pieces {
-        let bytes = store.read(piece).expect("undamaged");
-        let range = piece.first..piece.first + piece.tokens;
-        let image = Image { tokens: &text, range, take: piece.take_tokens, bytes: &bytes };
-        model.import(dev, id, &image).expect("an image");
-    }
-    if let Some(&(len, snapshot)) = found.snapshots.last() {
-        let state = store.read_snapshot(snapshot).expect("undamaged");
-        model.restore(dev, id, len, &state).expect("a state");
-    }
-    assert_same_bits(&fresh.feed(id, &text[300..], 8), &expected, tiny.vocab, name);
-    fresh.close()
 }

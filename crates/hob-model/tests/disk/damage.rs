@@ -183,6 +183,33 @@ fn a_lost_beginning_hides_the_rest_until_it_is_stored_again() {
     bench.assert_whole(&bench.open(), &identity(1), &chain);
 }
 
+/// It was taken for stored for as long as its record was there.
+#[test]
+fn a_damaged_snapshot_that_comes_back_with_its_beginning_is_stored_anew() {
+    let folder = TempDir::new("state");
+    let bench = Bench::new(&folder.join("kv"));
+    let (id, chain) = (identity(1), tokens(1, 100));
+    let state = bench.snapshot(&id, &chain);
+    let store = bench.open();
+    assert!(bench.put(&store, &id, &chain));
+    store.append_snapshot(&id, &chain, &state, true).unwrap();
+    let path = &bench.segments()[0];
+    let mut bytes = fs::read(path).unwrap();
+    // In the image of the fragment, and in the state, behind which there are less than 64 zeros.
+    let last = bytes.len() - 64;
+    bytes[2000] ^= 4;
+    bytes[last] ^= 4;
+    fs::write(path, bytes).unwrap();
+    assert_eq!(bench.check(&store, &id, &chain), (100, 0));
+    assert!(bench.put(&store, &id, &chain));
+    let again = store.append_snapshot(&id, &chain, &state, true).unwrap();
+    assert!(again.bytes_written > 0, "{again:?}");
+    let found = store.find(&id, &chain).snapshots;
+    assert_eq!((found.len(), found[0].0), (1, 100));
+    assert!(store.read_snapshot(found[0].1).is_some_and(|bytes| bytes == state));
+    assert_eq!(store.append_snapshot(&id, &chain, &state, true).unwrap().bytes_written, 0);
+}
+
 #[test]
 fn verifying_names_the_damage_and_forgets_it_for_good() {
     let folder = TempDir::new("verify");
