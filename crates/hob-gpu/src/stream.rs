@@ -1,9 +1,10 @@
 //! Work in order: buffers, kernels, recorded dispatches, submits and read-backs. It must not know verbs.
 //!
 //! Dispatches are recorded into one open pass; wgpu puts barriers where buffers are written. Small arguments travel as
-//! immediates, those of variable length (page tables, positions, tokens) in one arena that every submit fills anew.
-//! Everything happens in the order of the calls; only [`Stream::wait`] and [`Stream::read`] wait for the device. What is
-//! made once (kernels, bind groups, staging) is kept, so that a step that was rehearsed makes nothing on the device.
+//! immediates, those of variable length (page tables, positions, tokens) and tiny writes in one arena that every submit
+//! fills anew. Everything happens in the order of the calls; only [`Stream::wait`] and [`Stream::read`] wait for the
+//! device. What is made once (kernels, bind groups, staging) is kept, so that a step that was rehearsed makes nothing on
+//! the device.
 
 mod fetch;
 mod kernels;
@@ -32,6 +33,8 @@ const ARGUMENT_WORDS: usize = 1 << 18;
 const SUBMIT_EVERY: usize = 96;
 /// Staging for arguments and short writes: slots and their bytes.
 const SHORT: (usize, usize) = (8, 4 * ARGUMENT_WORDS);
+/// Bytes of a write that travels in the arena: a row of a residual stream, not a chunk of them.
+const TINY: usize = 64 << 10;
 /// Staging for longer writes, made by the first of them.
 const LONG: (usize, usize) = (4, 8 << 20);
 /// Bytes of one piece of a long read.
@@ -382,6 +385,12 @@ impl Stream {
     /// # Errors
     /// What went wrong on the device since the last call.
     pub fn write(&mut self, to: BufferId, offset: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return self.context.check();
+        }
+        if bytes.len() <= TINY {
+            return self.write_tiny(to, offset, bytes);
+        }
         let is_long = bytes.len() > SHORT.1;
         if is_long && self.long.is_none() {
             self.long = Some(Ring::new(&self.context, LONG.0, LONG.1)?);
@@ -399,6 +408,20 @@ impl Stream {
             }
             at += piece.len() as u64;
         }
+        self.context.check()
+    }
+
+    /// A write whose bytes go along with the arguments, and so need no staging of their own.
+    fn write_tiny(&mut self, to: BufferId, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.words.len() + bytes.len() / 4 > ARGUMENT_WORDS {
+            self.flush()?;
+        }
+        let at = 4 * self.words.len() as u64;
+        self.words.extend(bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned::<u32>));
+        let buffer = |id: BufferId| self.buffers[id.0 as usize].as_ref().expect("its owner lives");
+        let (arena, target) = (buffer(self.arguments), buffer(to));
+        let open = self.open.get_or_insert_with(|| Open::new(&self.context.device));
+        open.encoder().copy_buffer_to_buffer(arena, at, target, offset, bytes.len() as u64);
         self.context.check()
     }
 

@@ -46,7 +46,7 @@ fn writes_dispatches_copies_and_reads_happen_in_the_order_of_the_calls() {
     let Some(mut s) = stream() else { return };
     let (y, z) = (s.buffer("y", 4 * 100).unwrap(), s.buffer("z", 4 * 100).unwrap());
     assert_eq!(words(&mut s, y, 100), [0; 100], "a new buffer is zero");
-    // More short writes than staging slots, without a read between them.
+    // More writes than staging slots, without a read between them.
     for round in 0..50u32 {
         s.write(y, 4 * u64::from(round), bytemuck::bytes_of(&(1000 + round))).unwrap();
         add(&mut s, y, &[round; 100]);
@@ -73,6 +73,23 @@ fn arguments_outlive_an_arena_that_runs_full() {
     let expected: Vec<u32> = (0..count as u32).map(|i| i * 28).collect();
     assert_eq!(words(&mut s, y, count), expected);
     assert!(s.arguments(&vec![0; ARGUMENT_WORDS + 1]).is_err());
+}
+
+#[test]
+fn writes_in_the_arena_and_beside_it_keep_their_place_among_dispatches() {
+    let Some(mut s) = stream() else { return };
+    let tiny = TINY / 4;
+    let y = s.buffer("y", 4 * (tiny as u64 + 1)).unwrap();
+    // Many times the arena.
+    for round in 1..=40u32 {
+        let count = if round % 3 == 0 { tiny + 1 } else { tiny };
+        s.write(y, 0, bytemuck::cast_slice(&vec![1000 * round; count])).unwrap();
+        add(&mut s, y, &vec![round; tiny]);
+        s.write(y, 4, &[]).unwrap();
+    }
+    let mut expected = vec![1000 * 40 + 40; tiny];
+    expected.push(1000 * 39);
+    assert_eq!(words(&mut s, y, tiny + 1), expected);
 }
 
 #[test]

@@ -65,11 +65,19 @@ impl Router {
         (self.experts as u32) << 16 ^ code.rotate_left(3) | 1 << 31
     }
 
-    /// The piece `route_row`, and what it needs beside the piece `lanes`.
-    pub fn template(&self, template: Template) -> Template {
+    /// The piece `route_row`, and what it needs beside the piece `lanes`. Of the workgroup's lanes, `together` neighbours
+    /// are always in one subgroup.
+    pub fn template(&self, template: Template, lanes: usize, together: usize) -> Template {
         let rule = &self.rule;
         let (groups, kept) = rule.groups.map_or((1, 1), |g| (g.count, g.top));
+        let best_two = rule.groups.is_some_and(|g| g.score == GroupScore::BestTwo);
+        // Only weights want probabilities: logits have the order of their softmax.
+        let late = self.chosen || (rule.gating == Gating::Softmax && !self.bias && !best_two);
+        let split = (lanes / self.experts.next_power_of_two()).clamp(1, together.min(8));
         template
+            .flag("LATE", late)
+            .flag("SPLITS", split > 1)
+            .value("SPLIT", split)
             .flag("SOFTMAX", rule.gating == Gating::Softmax)
             .flag("SIGMOID", rule.gating == Gating::Sigmoid)
             .flag("SELECTED", rule.gating == Gating::SoftmaxSelected)
@@ -79,7 +87,7 @@ impl Router {
             .flag("CHOSEN", self.chosen)
             .flag("NORMALIZE", rule.normalize.is_some())
             .flag("GROUPED", rule.groups.is_some())
-            .flag("BEST_TWO", rule.groups.is_some_and(|g| g.score == GroupScore::BestTwo))
+            .flag("BEST_TWO", best_two)
             .value("EXPERTS", self.experts)
             .value("TOP", rule.top_k)
             .value("GROUPS", groups)
@@ -123,14 +131,15 @@ impl Gpu {
 }
 
 fn source(router: &Router, subgroups: bool) -> Source {
+    let lanes = router.experts.next_power_of_two().clamp(32, 256);
     let template = Template::new()
         .flag("SUBGROUPS", subgroups)
         .value("SCALES_AT", 2 + usize::from(router.bias))
         .value("CHOSEN_AT", 2 + usize::from(router.bias) + usize::from(router.scales))
-        .value("LANES", router.experts.next_power_of_two().clamp(32, 256))
+        .value("LANES", lanes)
         .piece("lanes", include_str!("../wgsl/lanes.wgsl"));
     let mut bindings = vec![Access::Write, Access::Read];
     let read = router.vectors().into_iter().chain([router.chosen]);
     bindings.extend(read.filter(|&there| there).map(|_| Access::Read));
-    Source { wgsl: router.template(template).render(ROUTE), bindings }
+    Source { wgsl: router.template(template, lanes, 1).render(ROUTE), bindings }
 }

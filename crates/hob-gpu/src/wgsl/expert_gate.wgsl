@@ -100,13 +100,17 @@ fn main(
     }
     //#endif
     //#if ROUTE
-    // Every workgroup routes its row: that takes less time than another dispatch.
-    route_row(row, lane);
-    if (group.x == 0u && slot == 0u) {
-        for (var n = lane; n < TOP; n += LANES) {
-            routes[row * 2u * TOP + n] = f32(ids[n]);
-            routes[row * 2u * TOP + TOP + n] = weights[n];
+    // Every workgroup chooses its row's experts: that takes less time than another dispatch. One more weighs them.
+    choose(row, lane);
+    if (group.x == (OUTPUTS + 31u) / 32u) {
+        if (slot == 0u) {
+            weigh(row, lane);
+            for (var n = lane; n < TOP; n += LANES) {
+                routes[row * 2u * TOP + n] = f32(ids[n]);
+                routes[row * 2u * TOP + TOP + n] = weights[n];
+            }
         }
+        return;
     }
     let expert = min(ids[slot], sizes.experts - 1u);
     //#else

@@ -37,7 +37,8 @@ fn main(
     let lane = subgroup * subgroup_size + subgroup_lane;
     //#endif
     let row = group.x;
-    route_row(row, lane);
+    choose(row, lane);
+    weigh(row, lane);
     for (var n = lane; n < TOP; n += LANES) {
         out[row * 2u * TOP + n] = f32(ids[n]);
         out[row * 2u * TOP + TOP + n] = weights[n];

@@ -1,4 +1,5 @@
-// Chooses the experts of a row. They are selected by counting those that come before them, not by sorting.
+// Chooses the experts of a row, then weighs them. They are selected by counting those that come before them, not by
+// sorting.
 //#if SCALES
 var<workgroup> scale_of: array<f32, $TOP$>;
 //#endif
@@ -8,6 +9,8 @@ const PADDED = (EXPERTS + 7u) / 8u * 8u;
 const TOP = $TOP$u;
 const GROUPS = $GROUPS$u;
 const KEPT_GROUPS = $KEPT_GROUPS$u;
+// Lanes, neighbours in a subgroup, that count for one expert.
+const SPLIT = $SPLIT$u;
 
 // Probabilities. (Logits where the softmax is over the selected ones.)
 var<workgroup> p: array<f32, EXPERTS>;
@@ -114,33 +117,43 @@ fn keep_groups(lane: u32) {
 }
 //#endif
 
-// Leaves the ids of row `row` in `ids`, ascending, and the weights of these experts in `weights`.
-fn route_row(row: u32, lane: u32) {
-    probabilities(row, lane);
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        //#if BIAS
-        let r = p[i] + route_bias[i];
-        //#else
-        let r = p[i];
-        //#endif
-        rank[i] = select(key(r), 0x007fffffu, is_nan(logits[row * EXPERTS + i]));
-    }
-    for (var i = EXPERTS + lane; i < PADDED; i += LANES) {
-        rank[i] = 0u;
-    }
-    workgroupBarrier();
+// Leaves the ids of row `row` in `ids`, ascending.
+fn choose(row: u32, lane: u32) {
     //#if CHOSEN
     for (var n = lane; n < TOP; n += LANES) {
         chosen[n] = min(u32(max(given[row * TOP + n], 0.0)), EXPERTS - 1u);
     }
     //#else
+    //#if !LATE
+    probabilities(row, lane);
+    //#endif
+    for (var i = lane; i < EXPERTS; i += LANES) {
+        let z = logits[row * EXPERTS + i];
+        //#if LATE
+        // In the order of their probabilities, and NaN behind all.
+        rank[i] = select(key(z), 0x007ffffeu, is_nan(z));
+        //#else
+        //#if BIAS
+        let r = p[i] + route_bias[i];
+        //#else
+        let r = p[i];
+        //#endif
+        rank[i] = select(key(r), 0x007fffffu, is_nan(z));
+        //#endif
+    }
+    for (var i = EXPERTS + lane; i < PADDED; i += LANES) {
+        rank[i] = 0u;
+    }
+    workgroupBarrier();
     //#if GROUPED
     keep_groups(lane);
     //#endif
-    for (var i = lane; i < EXPERTS; i += LANES) {
-        let mine = rank[i];
+    // All lanes go along.
+    for (var base = 0u; base < EXPERTS; base += LANES / SPLIT) {
+        let i = base + lane / SPLIT;
+        let mine = rank[min(i, EXPERTS - 1u)];
         var before = 0u;
-        for (var j = 0u; j < PADDED; j += 8u) {
+        for (var j = 8u * (lane % SPLIT); j < PADDED; j += 8u * SPLIT) {
             //#for n 8
             let r$n$ = rank[j + $n$u];
             //#endfor
@@ -148,28 +161,40 @@ fn route_row(row: u32, lane: u32) {
             before += u32(r$n$ > mine || (r$n$ == mine && j + $n$u < i));
             //#endfor
         }
-        if (mine != 0u && before < TOP) {
+        //#if SPLITS
+        for (var m = 1u; m < SPLIT; m *= 2u) {
+            before += subgroupShuffleXor(before, m);
+        }
+        //#endif
+        if (lane % SPLIT == 0u && i < EXPERTS && mine != 0u && before < TOP) {
             chosen[before] = i;
         }
     }
     //#endif
     workgroupBarrier();
-    // In the order of ids.
     for (var n = lane; n < TOP; n += LANES) {
         let id = chosen[n];
         var at = 0u;
         for (var j = 0u; j < TOP; j++) {
             at += u32(chosen[j] < id || (chosen[j] == id && j < n));
         }
-        var w = p[id];
-        if (is_nan(logits[row * EXPERTS + id])) {
-            w = nan();
-        }
-        weights[at] = w;
-        //#if SCALES
-        scale_of[at] = route_scales[id];
-        //#endif
         ids[at] = id;
+    }
+    workgroupBarrier();
+}
+
+// Leaves the weights of the experts in `ids` in `weights`.
+fn weigh(row: u32, lane: u32) {
+    //#if LATE
+    probabilities(row, lane);
+    workgroupBarrier();
+    //#endif
+    for (var n = lane; n < TOP; n += LANES) {
+        let id = ids[n];
+        weights[n] = select(p[id], nan(), is_nan(logits[row * EXPERTS + id]));
+        //#if SCALES
+        scale_of[n] = route_scales[id];
+        //#endif
     }
     workgroupBarrier();
     //#if SELECTED

@@ -40,6 +40,8 @@ struct Cut {
     /// Sums of one value that subgroups leave, at most.
     parts: usize,
     subgroups: bool,
+    /// Lanes that are in one subgroup at least.
+    spans: usize,
     /// Whether a subgroup has the eight lanes that make a block of the int8 form together.
     shared: bool,
 }
@@ -127,7 +129,7 @@ impl Gpu {
         let team = team.unwrap_or(lanes / BLOCK);
         let subgroups = facts.tier.subgroups;
         let spans = if subgroups { facts.least_subgroup } else { 1 };
-        Cut { lanes, team, parts: team / team.min(spans), subgroups, shared: spans >= 8 }
+        Cut { lanes, team, parts: team / team.min(spans), subgroups, spans, shared: spans >= 8 }
     }
 
     fn few_gate(&mut self, mixture: &Mixture, route: Option<&Route>) -> Result<()> {
@@ -164,7 +166,8 @@ impl Gpu {
             let mut words = [0; 9];
             words.iter_mut().zip(sizes).for_each(|(word, n)| *word = n as u32);
             words[6..].iter_mut().zip(eps).for_each(|(word, x)| *word = x.to_bits());
-            let groups = [outputs.div_ceil(BLOCK), pairs.min(GRID), pairs.div_ceil(GRID)];
+            let across = outputs.div_ceil(BLOCK) + usize::from(route.is_some());
+            let groups = [across, pairs.min(GRID), pairs.div_ceil(GRID)];
             self.stream.dispatch(&Call {
                 kernel,
                 bindings: &bindings,
@@ -327,7 +330,7 @@ impl Gate {
             .piece("bindings", &bindings.text);
         let template = cut.turns(self.cols.div_ceil(32), cut.template(template));
         let template = match self.router {
-            Some(router) => router.template(template),
+            Some(router) => router.template(template, cut.lanes, cut.spans),
             None => template,
         };
         Source {
