@@ -4,7 +4,7 @@
 //! `gemv [NAME=VALUE,..]..`, on adapter `HOB_TEST_ADAPTER` or the first. `formats=`, `columns=` (rows of activations),
 //! `shapes=` ROWSxCOLS, with several products as `4096+1024+1024x4096`, with `g` behind it gate and up (which write
 //! the int8 form for their reader), with `f` the same without a reader, with `a` added to what is there. A sweep begins with
-//! any of `lanes= team= rows=`; `top=` is how many of the best it shows, `millis=` how long one is timed, `warm=` for how
+//! any of `lanes= team= rows= batch=`; `top=` is how many of the best it shows, `millis=` how long one is timed, `warm=` for how
 //! many milliseconds the device works before, `compile=1` only compiles, for a driver that keeps what it compiled. Every
 //! cut's result is compared with that of the rule. Weights are rotated over `rotated=` MB (300) so that no cache serves
 //! them; a time is that of many calls between two waits, pauses between dispatches included.
@@ -165,7 +165,7 @@ impl Args {
 
     /// The cuts to try; none without a sweep.
     fn cuts(&self) -> Vec<FewCut> {
-        let names = ["lanes", "team", "rows"];
+        let names = ["lanes", "team", "rows", "batch"];
         if !self.given.iter().any(|(n, _)| names.contains(&n.as_str())) {
             return Vec::new();
         }
@@ -173,7 +173,9 @@ impl Args {
         for lanes in self.numbers("lanes", "64,128,256,512") {
             for team in self.numbers("team", "8,16,32,64") {
                 for rows in self.numbers("rows", "1,2,4") {
-                    cuts.push(FewCut { lanes, team, rows });
+                    for batch in self.numbers("batch", "16") {
+                        cuts.push(FewCut { lanes, team, rows, batch: batch.min(rows) });
+                    }
                 }
             }
         }
@@ -191,8 +193,9 @@ fn sensible(cut: &FewCut, shape: &Shape, columns: usize) -> bool {
 }
 
 fn name(cut: &FewCut) -> String {
-    let FewCut { lanes, team, rows } = cut;
-    format!("{lanes}/{team} x{rows}")
+    let FewCut { lanes, team, rows, batch } = cut;
+    let by = if batch < rows { format!(" by {batch}") } else { String::new() };
+    format!("{lanes}/{team} x{rows}{by}")
 }
 
 /// Times every cut in turn, twice, and keeps the best.

@@ -3,7 +3,8 @@
 //! `layer [SHAPE,.. [FORMAT,.. [ROWS,.. [POSITION,.. [KV,.. [WORD,..]]]]]]`; a shape is `8b`, `70b` or
 //! `DIMxFFNxHEADSxKV_HEADS`, the adapter `HOB_TEST_ADAPTER` or the first. Layers take turns over more than 400 MB, so that no
 //! cache serves weights. Words: `apart` keeps every norm a dispatch of its own; `steps` measures whole steps instead, with
-//! embedding, all layers of the shape, head and pick, recorded ahead as an engine does; `steps:N` those of N layers.
+//! embedding, all layers of the shape, head and pick, recorded ahead as an engine does; `steps:N` those of N layers. `ahead`:
+//! products touch what those behind them read, however small the model is; `alone`: never.
 
 mod common;
 
@@ -282,6 +283,10 @@ impl Bench {
         self.steps(3, 1)?;
         self.dev.take_spans(&mut spans);
         self.dev.profile(false);
+        let third = spans.len() / 3;
+        let end = |s: &Span| s.start_nanos + s.nanos;
+        let before = |at: usize| (spans[at].start_nanos as f64 - end(&spans[at - 1]) as f64) / 1e3;
+        println!("  {:.1} and {:.1} us between steps", before(third), before(2 * third));
         // The last step: what stands out, and sums.
         let spans = &spans[spans.len() * 2 / 3..];
         let (mut by, mut gaps) = (std::collections::BTreeMap::<String, (f64, usize)>::new(), Vec::new());
@@ -398,6 +403,9 @@ fn main() -> Fallible<()> {
                     let mut dev = dev;
                     if let Some(cut) = word("short:") {
                         dev.tune_attention(AttentionRule { short_lanes: cut.parse()?, ..Default::default() });
+                    }
+                    for name in ["ahead", "alone"].into_iter().filter(|name| word(name).is_some()) {
+                        dev.look_ahead(name == "ahead");
                     }
                     let mut bench = Bench::new(dev, &case)?;
                     if steps.is_some() { bench.report_steps()? } else { bench.report()? }

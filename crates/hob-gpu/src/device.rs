@@ -12,13 +12,13 @@ use crate::act::{Act, Acts};
 use crate::cache::Cache;
 use crate::context::Context;
 use crate::pages::Pages;
-use crate::stream::{BufferId, Stream};
+use crate::stream::{BufferId, MOST_BINDINGS, Stream};
 use crate::verb::attend::Splits;
 use crate::verb::compressed::select::Scores;
 use crate::verb::delta::chunked::Tables;
 use crate::verb::experts::many::Grouping;
 use crate::verb::fold::Held;
-use crate::verb::linear::few::Cuts;
+use crate::verb::linear::few::{Ahead, Cuts};
 use crate::verb::pick::Picks;
 use crate::weights::Loaded;
 
@@ -62,6 +62,7 @@ pub struct Gpu {
     /// Whether mixtures of many rows compute cooperative tiles lane by lane.
     #[cfg(test)]
     pub(crate) expert_lanes: bool,
+    pub(crate) ahead: Ahead,
 }
 
 impl Gpu {
@@ -82,6 +83,8 @@ impl Gpu {
             adapter,
             asynchronous: true,
         };
+        let bindings = context.device.limits().max_storage_buffers_per_shader_stage as usize;
+        let looks_ahead = !facts.software && !facts.integrated && bindings >= MOST_BINDINGS;
         let device = next_device();
         Ok(Gpu {
             info,
@@ -102,6 +105,7 @@ impl Gpu {
             few_cuts: Cuts::default(),
             #[cfg(test)]
             expert_lanes: false,
+            ahead: Ahead::new(looks_ahead),
         })
     }
 
@@ -211,12 +215,15 @@ impl Compute for Gpu {
 
     fn load(&mut self, spec: &WeightSpec, source: Arc<dyn ByteSource>) -> Result<Weight> {
         let loaded = Loaded::load(&mut self.stream, spec, source)?;
+        self.ahead.weights += loaded.bytes;
         Ok(self.weights.insert(loaded))
     }
 
     fn unload(&mut self, weight: Weight) -> Result<()> {
         let done = self.let_go();
         let loaded = self.weights.remove("unload", weight)?;
+        self.ahead.weights -= loaded.bytes;
+        loaded.parts.iter().for_each(|part| self.ahead.forget(part.buffer));
         loaded.release(&mut self.stream);
         self.stream.flush().and(done)
     }

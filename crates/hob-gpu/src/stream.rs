@@ -29,8 +29,12 @@ use staging::Ring;
 pub const IMMEDIATE_WORDS: usize = 32;
 /// Words of arguments between two submits; a submit comes earlier when they run out.
 const ARGUMENT_WORDS: usize = 1 << 18;
-/// Dispatches after which a submit is made, so that the device starts before all is recorded.
+/// Dispatches after which a submit is made where all of them are timed.
 const SUBMIT_EVERY: usize = 96;
+/// Dispatches after which a submit is made where the device had nothing to do, so that it starts before all is recorded,
+/// until it has `BUSY` of them; and from then on: every submit costs an H100 about 20 us between dispatches.
+const OPEN: (usize, usize) = (24, 768);
+const BUSY: usize = 160;
 /// Staging for arguments and short writes: slots and their bytes.
 const SHORT: (usize, usize) = (8, 4 * ARGUMENT_WORDS);
 /// Bytes of a write that travels in the arena: a row of a residual stream, not a chunk of them.
@@ -40,7 +44,7 @@ const LONG: (usize, usize) = (4, 8 << 20);
 /// Bytes of one piece of a long read.
 const READ_PIECE: usize = 16 << 20;
 /// Most buffers of one kernel.
-pub const MOST_BINDINGS: usize = 16;
+pub const MOST_BINDINGS: usize = 20;
 
 /// Names a device buffer.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,6 +130,11 @@ pub struct Stream {
     open: Option<Open>,
     spans: Option<Spans>,
     counters: Counters,
+    /// Dispatches that were submitted, those of them that are known to be done, and those that were when the device was last
+    /// known to have nothing to do.
+    sent: usize,
+    done: usize,
+    idle_at: usize,
     /// While on, dispatches only make their kernels and bind groups.
     pub rehearsing: bool,
 }
@@ -156,6 +165,9 @@ impl Stream {
             open: None,
             spans: None,
             counters: Counters { buffers: SHORT.0 as u64, ..Counters::default() },
+            sent: 0,
+            done: 0,
+            idle_at: 0,
             rehearsing: false,
         };
         stream.arguments = stream.buffer("arguments", 4 * ARGUMENT_WORDS as u64)?;
@@ -190,6 +202,11 @@ impl Stream {
             self.groups.retain(|key, _| !key.buffers.contains(&id.0));
             self.free.push(id.0);
         }
+    }
+
+    /// Bytes of a buffer.
+    pub fn bytes(&self, id: BufferId) -> u64 {
+        self.raw(id).size()
     }
 
     fn raw(&self, id: BufferId) -> &wgpu::Buffer {
@@ -291,6 +308,10 @@ impl Stream {
         if self.rehearsing || call.groups.contains(&0) {
             return self.context.check();
         }
+        if self.sent == self.done && self.open.as_ref().is_none_or(|open| open.dispatches == 0) {
+            self.idle_at = self.sent;
+        }
+        let most = self.most_open();
         let open = self.open.get_or_insert_with(|| Open::new(&self.context.device));
         let pass = open.pass();
         if let Some(spans) = &self.spans {
@@ -308,9 +329,18 @@ impl Stream {
             spans.after(pass, Noted { verb: call.verb, kernel: compiled.key.name, bytes: call.bytes });
         }
         open.dispatches += 1;
-        let full = open.dispatches >= SUBMIT_EVERY;
+        let full = open.dispatches >= most;
         self.counters.dispatches += 1;
         if full { self.flush() } else { Ok(()) }
+    }
+
+    /// Dispatches after which a submit is made.
+    fn most_open(&self) -> usize {
+        match self.spans {
+            Some(_) => SUBMIT_EVERY,
+            None if self.sent - self.idle_at < BUSY => OPEN.0,
+            None => OPEN.1,
+        }
     }
 
     /// Records a copy of bytes between two different buffers; offsets and length are multiples of 4.
@@ -353,8 +383,9 @@ impl Stream {
             Some(spans) => spans.resolve(&self.context, &mut self.fetches, open.encoder())?,
             None => None,
         };
-        let Open { pass, encoder, .. } = open;
+        let Open { pass, encoder, dispatches } = open;
         drop(pass);
+        self.sent += dispatches;
         let index = self.context.queue.submit(arguments.into_iter().chain([encoder.finish()]));
         self.short.submitted(&index);
         if let Some(long) = &mut self.long {
@@ -461,7 +492,7 @@ impl Stream {
         self.context.check()?;
         let made = self.fetches.made;
         let bytes = parts.iter().map(|part| part.2).sum();
-        let (fetch, target) = self.fetches.take(&self.context, bytes)?;
+        let (mut fetch, target) = self.fetches.take(&self.context, bytes)?;
         let open = self.open.get_or_insert_with(|| Open::new(&self.context.device));
         let mut at = 0;
         for &(from, offset, bytes) in parts {
@@ -473,6 +504,7 @@ impl Stream {
         match self.submit() {
             Ok(index) => {
                 self.fetches.submitted(&fetch, index.expect("the copy was recorded"));
+                fetch.sent = self.sent;
                 Ok(fetch)
             }
             Err(e) => {
@@ -487,6 +519,8 @@ impl Stream {
     /// # Errors
     /// What went wrong on the device since the last call.
     pub fn wait(&mut self, fetch: Fetch, out: &mut [u8]) -> Result<()> {
+        // Whether it ends well or not: nothing before it is worth waiting for.
+        self.done = self.done.max(fetch.sent);
         self.fetches.wait(&self.context, fetch, out)
     }
 

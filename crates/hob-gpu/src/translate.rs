@@ -148,6 +148,7 @@ fn linears(gpu: &mut Gpu) -> Result<()> {
 /// Norms folded into the product before them, and what reads them.
 fn folds(gpu: &mut Gpu) -> Result<()> {
     let norm = vector(gpu, WIDTH);
+    gpu.look_ahead(true);
     for format in [Format::Q4_0, Format::Q4K, Format::F16] {
         let [o, gate, up] = [0; 3].map(|_| load(gpu, WeightKind::Matrix, format, WIDTH, WIDTH));
         let [x, h, n, out] =
@@ -166,6 +167,7 @@ fn folds(gpu: &mut Gpu) -> Result<()> {
             }
         }
     }
+    gpu.look_ahead(false);
     Ok(())
 }
 

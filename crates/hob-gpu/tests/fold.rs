@@ -156,7 +156,7 @@ fn the_cuts_of_large_devices_equal_the_oracle() {
         if lanes > dev.facts().group_lanes {
             continue;
         }
-        dev.want_few_cut(Some(FewCut { lanes, team, rows: each })).unwrap();
+        dev.want_few_cut(Some(FewCut { lanes, team, rows: each, batch: each })).unwrap();
         (expected.rows, found.rows) = (rows, rows);
         let (expected, found) = (expected.run(&mut oracle), found.run(&mut dev));
         assert_near(&expected, &found, 2e-3, &format!("{rows} rows, {lanes}/{team} x {each}"));

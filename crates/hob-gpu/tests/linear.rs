@@ -198,13 +198,14 @@ fn activations_that_are_not_finite_show_and_spoil_no_other_row() {
 }
 
 /// Cuts with every kind of loop: whole turns, lanes without work, several rounds of rows, sums of eight.
-const CUTS: [FewCut; 6] = [
-    FewCut { lanes: 64, team: 8, rows: 1 },
-    FewCut { lanes: 128, team: 16, rows: 2 },
-    FewCut { lanes: 512, team: 16, rows: 1 },
-    FewCut { lanes: 64, team: 64, rows: 1 },
-    FewCut { lanes: 256, team: 32, rows: 2 },
-    FewCut { lanes: 32, team: 32, rows: 4 },
+const CUTS: [FewCut; 7] = [
+    FewCut { lanes: 64, team: 8, rows: 1, batch: 1 },
+    FewCut { lanes: 128, team: 16, rows: 2, batch: 2 },
+    FewCut { lanes: 512, team: 16, rows: 1, batch: 1 },
+    FewCut { lanes: 64, team: 64, rows: 1, batch: 1 },
+    FewCut { lanes: 256, team: 32, rows: 2, batch: 2 },
+    FewCut { lanes: 32, team: 32, rows: 4, batch: 4 },
+    FewCut { lanes: 64, team: 32, rows: 8, batch: 2 },
 ];
 
 #[test]
@@ -246,6 +247,7 @@ fn cuts_that_no_device_can_run_are_refused() {
         FewCut { team: 128, ..cut },
         FewCut { rows: 3, ..cut },
         FewCut { rows: 32, ..cut },
+        FewCut { rows: 4, batch: 8, ..cut },
     ] {
         let text = dev.want_few_cut(Some(wrong)).unwrap_err().to_string();
         assert!(text.contains("powers of two"), "{text}");
@@ -281,4 +283,46 @@ fn shapes_that_do_not_meet_are_refused() {
         let text = refused(dev, x, rows, &products, combine);
         assert!(text.contains("expected"), "{text}");
     }
+}
+
+/// Products that touch what the second product behind them reads: the same results, nothing made once it was rehearsed, and
+/// nothing left of a weight that is gone.
+#[test]
+fn touching_what_comes_next_changes_nothing() {
+    let Some(mut dev) = gpu(false, "") else { return };
+    let x = values(5, 64);
+    let mut results = Vec::new();
+    for ahead in [false, true] {
+        dev.look_ahead(ahead);
+        let a = buffer(&mut dev, 1, 64, &x);
+        let outs = [dev.alloc(1, 64).unwrap(), dev.alloc(1, 64).unwrap()];
+        let mut weights: Vec<_> = (0..6).map(|seed| load(&mut dev, Format::Q4_0, seed, 64, 64)).collect();
+        let step = |dev: &mut hob_gpu::Gpu, weights: &[hob_compute::Weight]| {
+            // Gate and up, which touch, and then the others.
+            let product = |i: usize, out: usize| Product { weight: weights[i], bias: None, out: outs[out] };
+            let gated = [product(0, 0), product(1, 0)];
+            let combine = Combine::Gated(Activation::Silu);
+            dev.linear(&Linear { x: a, first_row: 0, rows: 1, products: &gated, combine }).unwrap();
+            for i in 2..weights.len() {
+                let (from, products) = (outs[i % 2], [product(i, 1 - i % 2)]);
+                let combine = Combine::Store;
+                dev.linear(&Linear { x: from, first_row: 0, rows: 1, products: &products, combine }).unwrap();
+            }
+        };
+        dev.rehearse(true);
+        (0..2).for_each(|_| step(&mut dev, &weights));
+        dev.rehearse(false);
+        let before = dev.counters();
+        step(&mut dev, &weights);
+        results.push(contents(&mut dev, outs[0], 64));
+        let after = dev.counters();
+        assert_eq!((after.kernels, after.groups), (before.kernels, before.groups), "ahead {ahead}");
+        // Its buffer may be another's from now on.
+        dev.unload(weights.pop().unwrap()).unwrap();
+        weights.push(load(&mut dev, Format::Q4_0, 5, 64, 64));
+        step(&mut dev, &weights);
+        results.push(contents(&mut dev, outs[0], 64));
+        weights.into_iter().for_each(|w| dev.unload(w).unwrap());
+    }
+    assert!(results.iter().all(|r| *r == results[0]));
 }

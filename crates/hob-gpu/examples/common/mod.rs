@@ -4,7 +4,7 @@
 // Every example is a crate of its own, and takes what it needs.
 #![allow(dead_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hob_compute::{ByteSource, Compute, ComputeError, Result, Weight, WeightKind, WeightSpec};
 use hob_gpu::Gpu;
@@ -15,6 +15,9 @@ pub fn adapter() -> usize {
     std::env::var("HOB_TEST_ADAPTER").ok().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
+/// Words of [`Random`]; a prime, so that rows begin anywhere in the pattern.
+const PATTERN_WORDS: usize = 1_048_573;
+
 /// Any codes under scales that are small numbers.
 struct Random(u64);
 
@@ -24,12 +27,24 @@ impl ByteSource for Random {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let mut state = (offset + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        for bytes in buf.chunks_mut(4) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // Bits 14, 13 and 6, 5 clear: an f16 here is below 2^-7.
-            let word = (state >> 32) as u32 & 0x9F9F_9F9F;
-            bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
+        // A pattern, again and again: making as many bytes as a large model has takes a minute.
+        static PATTERN: OnceLock<Vec<u8>> = OnceLock::new();
+        let pattern = PATTERN.get_or_init(|| {
+            let mut state = 0x9E37_79B9_7F4A_7C15u64;
+            let word = |_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                // Bits 14, 13 and 6, 5 clear: an f16 here is below 2^-7.
+                ((state >> 32) as u32 & 0x9F9F_9F9F).to_le_bytes()
+            };
+            (0..PATTERN_WORDS).flat_map(word).collect()
+        });
+        let mut at = offset as usize % pattern.len();
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let count = rest.len().min(pattern.len() - at);
+            let (here, later) = rest.split_at_mut(count);
+            here.copy_from_slice(&pattern[at..at + count]);
+            (rest, at) = (later, 0);
         }
         Ok(())
     }

@@ -16,6 +16,8 @@ use crate::context::Context;
 pub struct Fetch {
     slot: usize,
     bytes: usize,
+    /// Dispatches that are done when it has come.
+    pub(super) sent: usize,
 }
 
 struct Slot {
@@ -62,7 +64,7 @@ impl Fetches {
             None => self.make(context, needed.max(LEAST).next_power_of_two())?,
         };
         self.slots[slot].owner = Owner::Fetch;
-        Ok((Fetch { slot, bytes }, &self.slots[slot].buffer))
+        Ok((Fetch { slot, bytes, sent: 0 }, &self.slots[slot].buffer))
     }
 
     fn make(&mut self, context: &Context, size: u64) -> Result<usize> {

@@ -145,7 +145,8 @@ fn a_steady_state_makes_nothing_on_the_device() {
     let after = s.counters();
     assert_eq!((after.kernels, after.buffers, after.groups), (before.kernels, before.buffers, before.groups));
     assert_eq!(after.dispatches - before.dispatches, 20 * (SUBMIT_EVERY as u64 + 10));
-    assert_eq!(after.submits - before.submits, 40);
+    // Of 24 dispatches, and what remains.
+    assert_eq!(after.submits - before.submits, 20 * 5);
 }
 
 #[test]

@@ -22,7 +22,7 @@ impl Gpu {
         let table = self.weight(VERB, args.table, WeightKind::Table)?;
         let (shape, on_device) = (table.shape(), table.format);
         check::embed(args, shape, self.shape(VERB, args.out)?)?;
-        let tokens = self.tokens(args.tokens, shape)?;
+        let (tokens, single) = self.tokens(args.tokens, shape)?;
         let vectors = shape.width.is_multiple_of(4);
         let key =
             KernelKey { name: "embed", params: [on_device.ggml_id(), vectors.into(), 0, 0, 0, 0, 0, 0] };
@@ -46,7 +46,9 @@ impl Gpu {
             self.stream.dispatch(&Call {
                 kernel,
                 bindings: &[out, part.buffer, self.stream.argument_buffer(), results],
-                immediates: &[width, blocks, tokens, scale, results_at, stride, first_row, rows, count],
+                immediates: &[
+                    width, blocks, tokens, scale, results_at, stride, first_row, rows, count, single,
+                ],
                 groups: [blocks.div_ceil(LANES), count.min(GRID), count.div_ceil(GRID)],
                 verb: VERB,
                 bytes: (8 * width * count).into(),
@@ -55,8 +57,8 @@ impl Gpu {
         Ok(())
     }
 
-    /// Puts tokens where the kernel finds them; gives where.
-    fn tokens(&mut self, tokens: &[Token], table: Shape) -> Result<usize> {
+    /// Puts several tokens where the kernel finds them; gives where, and the word of a single one.
+    fn tokens(&mut self, tokens: &[Token], table: Shape) -> Result<(usize, u32)> {
         let picked = self.picks.last_rows();
         self.words.clear();
         for &token in tokens {
@@ -69,6 +71,9 @@ impl Gpu {
                 }
             });
         }
-        Ok(self.stream.arguments(&self.words)? as usize)
+        match self.words[..] {
+            [single] => Ok((0, single)),
+            _ => Ok((self.stream.arguments(&self.words)? as usize, 0)),
+        }
     }
 }

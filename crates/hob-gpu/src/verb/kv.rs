@@ -11,7 +11,7 @@ use crate::pages::{Bound, Kind, Layout, Tables, image, spec_of};
 use crate::stream::{Access, BufferId, Call, KernelKey, Source};
 use crate::template::Template;
 
-pub(crate) use encode::encoders;
+pub(crate) use encode::{encoders, encoders_of_one};
 
 const APPEND: &str = include_str!("../wgsl/append_kv.wgsl");
 const COPY: &str = include_str!("../wgsl/copy_page.wgsl");

@@ -5,7 +5,9 @@
 var<workgroup> fresh: array<f32, $FRESH$>;
 var<workgroup> fresh_codes: array<u32, $FRESH$>;
 var<workgroup> fresh_scales: array<vec2<u32>, $SCALES$>;
+//#if !NEIGHBORS
 var<workgroup> fresh_parts: array<vec4<f32>, $PARTS$>;
+//#endif
 
 // Bits of x as f16, to nearest even, within +-65504; NaN stays NaN.
 fn f16_bits(x: f32) -> u32 {
@@ -30,6 +32,27 @@ fn bf16_bits(x: f32) -> u32 {
     return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
 }
 
+//#if NEIGHBORS
+// Of eight neighboring lanes of a subgroup, which ask each other.
+fn most_of_eight(x: u32) -> u32 {
+    var y = max(x, subgroupShuffleXor(x, 4u));
+    y = max(y, subgroupShuffleXor(y, 2u));
+    return max(y, subgroupShuffleXor(y, 1u));
+}
+
+fn least_of_eight(x: f32) -> f32 {
+    var y = min(x, subgroupShuffleXor(x, 4u));
+    y = min(y, subgroupShuffleXor(y, 2u));
+    return min(y, subgroupShuffleXor(y, 1u));
+}
+
+// Lane i with i + 4, i + 2, i + 1.
+fn sum_of_eight(x: vec4<f32>) -> vec4<f32> {
+    var y = x + subgroupShuffleXor(x, 4u);
+    y += subgroupShuffleXor(y, 2u);
+    return y + subgroupShuffleXor(y, 1u);
+}
+//#else
 // The largest of the magnitudes that eight lanes left, as bits.
 fn fresh_magnitude(task: u32) -> u32 {
     var most = 0u;
@@ -46,6 +69,7 @@ fn fresh_sum(task: u32, which: u32) -> vec4<f32> {
     let b = (fresh_parts[at + 2u] + fresh_parts[at + 10u]) + (fresh_parts[at + 6u] + fresh_parts[at + 14u]);
     return a + b;
 }
+//#endif
 
 // The Hadamard transform of every row: see hob_quant::hadamard.
 fn rotate_fresh(lane: u32) {
@@ -72,11 +96,11 @@ fn halves(valid: u32, pair: u32) -> u32 {
 }
 //#endif
 //#if CODES
-// Makes codes and scales of `fresh`, by groups of 32.
-fn quantize_$FORMAT$(begin: u32, lane: u32) {
-    for (var start = 0u; start < 8u * $ROWS$u * $GROUPS$u; start += $LANES$u) {
+// Makes codes and scales of `groups` groups of 32 of `fresh`.
+fn quantize_$FORMAT$(begin: u32, groups: u32, lane: u32) {
+    for (var start = 0u; start < 8u * groups; start += $LANES$u) {
         let index = start + lane;
-        let on = index < 8u * $ROWS$u * $GROUPS$u;
+        let on = index < 8u * groups;
         // Eight lanes have a group; lane l of them has the values l, l + 8, l + 16, l + 24.
         let first = select(0u, 32u * (index >> 3u) + (index & 7u), on);
         let x = vec4<f32>(fresh[begin + first], fresh[begin + first + 8u], fresh[begin + first + 16u], fresh[begin + first + 24u]);
@@ -85,6 +109,11 @@ fn quantize_$FORMAT$(begin: u32, lane: u32) {
         //#if ASYM
         let low = min(min(x.x, x.y), min(x.z, x.w));
         let high = max(max(x.x, x.y), max(x.z, x.w));
+        //#endif
+        //#if NEIGHBORS
+        let most = most_of_eight(size);
+        //#else
+        //#if ASYM
         fresh_parts[2u * lane] = vec4<f32>(bitcast<f32>(size), low, high, 0.0);
         //#else
         fresh_parts[2u * lane] = vec4<f32>(bitcast<f32>(size), 0.0, 0.0, 0.0);
@@ -92,6 +121,7 @@ fn quantize_$FORMAT$(begin: u32, lane: u32) {
         workgroupBarrier();
         let task = lane >> 3u;
         let most = fresh_magnitude(task);
+        //#endif
         var m = bitcast<f32>(most);
         if (most >= 0x7f800000u) {
             m = 0.0;
@@ -105,15 +135,22 @@ fn quantize_$FORMAT$(begin: u32, lane: u32) {
             let inverse = 1.0 / unpack2x16float(d).x;
             codes = round(clamp(x * inverse, vec4<f32>(-127.0), vec4<f32>(127.0)));
         }
+        //#if !NEIGHBORS
         workgroupBarrier();
         //#endif
+        //#endif
         //#if ASYM
+        //#if NEIGHBORS
+        let l = least_of_eight(low);
+        let h = -least_of_eight(-high);
+        //#else
         var l = fresh_parts[16u * task].y;
         var h = fresh_parts[16u * task].z;
         for (var i = 1u; i < 8u; i++) {
             l = min(l, fresh_parts[16u * task + 2u * i].y);
             h = max(h, fresh_parts[16u * task + 2u * i].z);
         }
+        //#endif
         if (most < 0x7f800000u) {
             d = f16_bits((h - l) / 15.0);
             minimum = f16_bits(l);
@@ -122,10 +159,14 @@ fn quantize_$FORMAT$(begin: u32, lane: u32) {
                 codes = round(clamp((x - unpack2x16float(minimum).x) * inverse, vec4<f32>(0.0), vec4<f32>(15.0)));
             }
         }
+        //#if !NEIGHBORS
         workgroupBarrier();
         //#endif
+        //#endif
         //#if Q4
+        //#if !NEIGHBORS
         workgroupBarrier();
+        //#endif
         // Four proposals of what the largest magnitude becomes; the one with the least error wins, the first of equals.
         let usable = m > 8.5 / 3.4e38;
         let factors = vec4<f32>(8.5, 8.0, 7.5, 7.0) / select(1.0, m, usable);
@@ -136,11 +177,16 @@ fn quantize_$FORMAT$(begin: u32, lane: u32) {
             s = fma(vec4<f32>(x[i]), code, s);
             q += code * code;
         }
+        //#if NEIGHBORS
+        s = sum_of_eight(s);
+        q = sum_of_eight(q);
+        //#else
         fresh_parts[2u * lane] = s;
         fresh_parts[2u * lane + 1u] = q;
         workgroupBarrier();
         s = fresh_sum(task, 0u);
         q = fresh_sum(task, 1u);
+        //#endif
         let gains = s * s / q;
         var best = 0.0;
         var scale = 0.0;
@@ -157,7 +203,9 @@ fn quantize_$FORMAT$(begin: u32, lane: u32) {
             codes = round(clamp(x * factor, vec4<f32>(-8.0), vec4<f32>(7.0)));
         }
         codes += 8.0;
+        //#if !NEIGHBORS
         workgroupBarrier();
+        //#endif
         //#endif
         if (on) {
             let stored = vec4<u32>(vec4<i32>(codes)) & vec4<u32>(0xffu);

@@ -6,6 +6,9 @@ struct Sizes {
     //#for p PRODUCTS
     rows_$p$: u32, at_$p$: u32, group_$p$: u32, width_$p$: u32, out_$p$: u32,
     //#endfor
+    //#for n AHEAD
+    pages_$n$: u32,
+    //#endfor
 }
 var<immediate> sizes: Sizes;
 //#include bindings
@@ -145,6 +148,24 @@ fn activate(x: f32) -> f32 {
     //#endif
     return x / (1.0 + exp(min(u, 88.37626)));
 }
+
+// Row `row` of the workgroup's, `at` of the product's.
+fn gated_at(row: u32, column: u32, at: u32, r: f32) -> f32 {
+    let slot = row * $COLUMNS$u + column;
+    var gate = sum_of(slot);
+    var up = sum_of(GROUP_ROWS * $COLUMNS$u + slot);
+    //#if SCALED
+    gate *= r;
+    up *= r;
+    //#endif
+    //#if BIAS_0
+    gate += bias_0[at];
+    //#endif
+    //#if BIAS_1
+    up += bias_1[at];
+    //#endif
+    return activate(gate) * up;
+}
 //#endif
 //#if FORM_OUT
 var<workgroup> values: array<f32, GROUP_ROWS * $COLUMNS$u>;
@@ -213,7 +234,22 @@ fn main(
     //#endfor
     //#endif
     //#if GATED
+    //#if TOUCHES
+    //#for n AHEAD
+    var ahead_word_$n$ = 0u;
+    //#endfor
+    //#endif
     for (var j = team * $ROWS$u; j < GROUP_ROWS; j += LANES / TEAM * $ROWS$u) {
+        //#if TOUCHES
+        // Behind the first weights, or with them where there are no others: a word of a page of what is read soon.
+        if (lane == 0u && j == select(0u, LANES / TEAM * $ROWS$u, LANES / TEAM * $ROWS$u < GROUP_ROWS)) {
+            //#for n AHEAD
+            if (group < sizes.pages_$n$) {
+                ahead_word_$n$ = ahead_$n$[group * $PAGE_WORDS$u];
+            }
+            //#endfor
+        }
+        //#endif
         //#for m MOST
         //#if CALLED_$m$
         product_$m$(group * GROUP_ROWS + j, j * $COLUMNS$u, lane % TEAM);
@@ -222,26 +258,55 @@ fn main(
     }
     //#include put_squares
     workgroupBarrier();
+    //#if FORM_SOON
+    // A lane has four rows of a column, and eight make a block of the form: all lanes go along.
+    //#for k EACH
+    {
+        let column = (lane + $k$u * LANES) / (GROUP_ROWS / 4u);
+        let row = 4u * ((lane + $k$u * LANES) % (GROUP_ROWS / 4u));
+        var value = vec4(0.0);
+        if (column < sizes.rows && first + row < sizes.rows_0) {
+            //#if SCALED
+            let r = factor(column, subgroup_size);
+            //#else
+            let r = 1.0;
+            //#endif
+            //#for i 4
+            value[$i$] = gated_at(row + $i$u, column, sizes.out_0 + first + row + $i$u, r);
+            //#endfor
+            let at = (sizes.out_row + column) * sizes.width_0 + sizes.out_0 + first + row;
+            //#for i 4
+            if (first + row + $i$u < sizes.rows_0) {
+                out_0[at + $i$u] = value[$i$];
+            } else {
+                value[$i$] = 0.0;
+            }
+            //#endfor
+        }
+        let form = quantize_shared(value);
+        let block = (sizes.out_0 + first + row) / 32u;
+        if (column < sizes.rows && block < sizes.out_blocks) {
+            let word = row / 4u % 8u;
+            let piece = (2u * (sizes.out_row + column) + word / 4u) * sizes.out_blocks + block;
+            out_codes[4u * piece + word % 4u] = form.codes;
+            if (word == 0u) {
+                out_meta[(sizes.out_row + column) * sizes.out_blocks + block] = form.meta_;
+            }
+        }
+    }
+    //#endfor
+    //#else
     for (var t = lane; t < GROUP_ROWS * $COLUMNS$u; t += LANES) {
         let row = group * GROUP_ROWS + t % GROUP_ROWS;
         let column = t / GROUP_ROWS;
-        let slot = (t % GROUP_ROWS) * $COLUMNS$u + column;
-        var gate = sum_of(slot);
-        var up = sum_of(GROUP_ROWS * $COLUMNS$u + slot);
-        //#if SCALED
-        let r = factor(column, subgroup_size);
-        gate *= r;
-        up *= r;
-        //#endif
         var value = 0.0;
         if (row < sizes.rows_0) {
-            //#if BIAS_0
-            gate += bias_0[sizes.out_0 + row];
+            //#if SCALED
+            let r = factor(column, subgroup_size);
+            //#else
+            let r = 1.0;
             //#endif
-            //#if BIAS_1
-            up += bias_1[sizes.out_0 + row];
-            //#endif
-            value = activate(gate) * up;
+            value = gated_at(t % GROUP_ROWS, column, sizes.out_0 + row, r);
             if (column < sizes.rows) {
                 out_0[(sizes.out_row + column) * sizes.width_0 + sizes.out_0 + row] = value;
             }
@@ -250,6 +315,7 @@ fn main(
         values[t] = value;
         //#endif
     }
+    //#endif
     //#else
     //#for p PRODUCTS
     if (group >= sizes.group_$p$ && group < sizes.group_$p$ + (sizes.rows_$p$ + GROUP_ROWS - 1u) / GROUP_ROWS) {
@@ -336,30 +402,17 @@ fn main(
     //#endif
     //#if FORM_LATE
     workgroupBarrier();
-    // All lanes go along: eight of them share what they know of a block.
-    for (var start = 0u; start < FORM_WORDS; start += LANES) {
-        let t = min(start + lane, FORM_WORDS - 1u);
+    for (var t = lane; t < FORM_WORDS; t += LANES) {
         let at = t / 8u * 32u;
         let column = at / GROUP_ROWS;
         let block = (sizes.out_0 + first + at % GROUP_ROWS) / 32u;
         let word = t % 8u;
-        //#if SHARED
-        let form = quantize_shared(four_values(at + 4u * word));
-        //#endif
-        if (start + lane < FORM_WORDS && column < sizes.rows && block < sizes.out_blocks) {
+        if (column < sizes.rows && block < sizes.out_blocks) {
             let piece = (2u * (sizes.out_row + column) + word / 4u) * sizes.out_blocks + block;
-            let meta_at = (sizes.out_row + column) * sizes.out_blocks + block;
-            //#if SHARED
-            out_codes[4u * piece + word % 4u] = form.codes;
-            if (word == 0u) {
-                out_meta[meta_at] = form.meta_;
-            }
-            //#else
             out_codes[4u * piece + word % 4u] = quantize_word(at, word);
             if (word == 0u) {
-                out_meta[meta_at] = quantize_meta(at);
+                out_meta[(sizes.out_row + column) * sizes.out_blocks + block] = quantize_meta(at);
             }
-            //#endif
         }
     }
     //#endif
@@ -378,5 +431,14 @@ fn main(
         }
     }
     //#endif
+    //#endif
+    //#if TOUCHES
+    if (lane == 0u && group < $MOST_PAGES$u) {
+        var word = 0u;
+        //#for n AHEAD
+        word ^= ahead_word_$n$;
+        //#endfor
+        touched[group] = word;
+    }
     //#endif
 }

@@ -18,30 +18,30 @@ let total = sums.x + sums.y;
 //#endif
 //#for m MOST
 //#if IN_$m$
-//#for r ROWS
+//#for r BATCH
 {
     let w = w_$m$_$r$;
     //#if FLOATS
-    acc_$m$_$r$_$c$ += dot(w[0], x0) + dot(w[1], x1);
+    acc_$m$_$q$_$r$_$c$ += dot(w[0], x0) + dot(w[1], x1);
     //#else
     //#if EXACT
     //#for i 8
-    acc_$m$_$r$_$c$ += dot(w[$i$], v$i$);
+    acc_$m$_$q$_$r$_$c$ += dot(w[$i$], v$i$);
     //#endfor
     //#else
     let s = s_$m$_$r$;
     //#if HALVES_$m$
     let lo = whole(dot16(w.lo, x0, WHOLE - OFFSET_$m$ * sums.x));
     let hi = whole(dot16(w.hi, x1, WHOLE - OFFSET_$m$ * sums.y));
-    acc_$m$_$r$_$c$ += (s.s.x * lo + s.s.y * hi) * d;
+    acc_$m$_$q$_$r$_$c$ += (s.s.x * lo + s.s.y * hi) * d;
     //#if MINIMA_$m$
-    acc_$m$_$r$_$c$ += dot(s.m, vec2<f32>(sums)) * d;
+    acc_$m$_$q$_$r$_$c$ += dot(s.m, vec2<f32>(sums)) * d;
     //#endif
     //#else
     let dots = dot16(w.hi, x1, dot16(w.lo, x0, WHOLE - OFFSET_$m$ * total));
-    acc_$m$_$r$_$c$ += whole(dots) * (s.s.x * d);
+    acc_$m$_$q$_$r$_$c$ += whole(dots) * (s.s.x * d);
     //#if MINIMA_$m$
-    acc_$m$_$r$_$c$ += s.m.x * (f32(total) * d);
+    acc_$m$_$q$_$r$_$c$ += s.m.x * (f32(total) * d);
     //#endif
     //#endif
     //#endif

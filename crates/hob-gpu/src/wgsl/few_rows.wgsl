@@ -3,10 +3,12 @@
 fn product_$NAME$(first: u32, slot: u32, team_lane: u32) {
     //#for m MOST
     //#if IN_$m$
-    //#for r ROWS
-    let row_$m$_$r$ = min(first + $r$u, sizes.rows_$m$ - 1u) + sizes.at_$m$;
+    //#for q BATCHES
+    //#for r BATCH
+    let row_$m$_$q$_$r$ = min(first + $q$u * $BATCH$u + $r$u, sizes.rows_$m$ - 1u) + sizes.at_$m$;
     //#for c COLUMNS
-    var acc_$m$_$r$_$c$ = 0.0;
+    var acc_$m$_$q$_$r$_$c$ = 0.0;
+    //#endfor
     //#endfor
     //#endfor
     //#endif
@@ -17,18 +19,20 @@ fn product_$NAME$(first: u32, slot: u32, team_lane: u32) {
     //#else
     while (b < $COUNT$u) {
     //#endif
-        // All weights first: they come from afar.
+        // A batch's weights first: they come from afar.
+        //#for q BATCHES
+        {
         //#for m MOST
         //#if IN_$m$
-        //#for r ROWS
+        //#for r BATCH
         //#if FLOATS
-        let w_$m$_$r$ = piece_$m$(row_$m$_$r$, BLOCKS, b);
+        let w_$m$_$r$ = piece_$m$(row_$m$_$q$_$r$, BLOCKS, b);
         //#else
         //#if EXACT
-        let w_$m$_$r$ = weights_$m$(row_$m$_$r$, BLOCKS, b);
+        let w_$m$_$r$ = weights_$m$(row_$m$_$q$_$r$, BLOCKS, b);
         //#else
-        let w_$m$_$r$ = codes_$m$(row_$m$_$r$, BLOCKS, b);
-        let s_$m$_$r$ = scales_$m$(row_$m$_$r$, BLOCKS, b);
+        let w_$m$_$r$ = codes_$m$(row_$m$_$q$_$r$, BLOCKS, b);
+        let s_$m$_$r$ = scales_$m$(row_$m$_$q$_$r$, BLOCKS, b);
         //#endif
         //#endif
         //#endfor
@@ -37,6 +41,8 @@ fn product_$NAME$(first: u32, slot: u32, team_lane: u32) {
         //#for c COLUMNS
         {
             //#include column
+        }
+        //#endfor
         }
         //#endfor
         b += TEAM;

@@ -34,23 +34,25 @@ fn rope_turn(freq: f32) -> vec2<u32> {
     let p0 = rope_wide(mantissa, 0x7f09d5f4u);
     let p1 = rope_wide(mantissa, 0x9391054au);
     let p2 = rope_wide(mantissa, 0x28be60dbu);
-    var words: array<u32, 8>;
-    words[0] = p0.x;
-    words[1] = p0.y + p1.x;
-    let carry1 = u32(words[1] < p1.x);
-    let middle = p1.y + carry1;
-    words[2] = middle + p2.x;
-    words[3] = p2.y + u32(words[2] < p2.x);
+    // Words of the product from the lowest.
+    let w0 = p0.x;
+    let w1 = p0.y + p1.x;
+    let middle = p1.y + u32(w1 < p1.x);
+    let w2 = middle + p2.x;
+    let w3 = p2.y + u32(w2 < p2.x);
     let shift = 182u - exponent;
     let at = shift / 32u;
     if (at > 3u) {
         return vec2<u32>(0u, 0u);
     }
     let down = shift % 32u;
-    return vec2<u32>(
-        rope_funnel(words[at], words[at + 1u], down),
-        rope_funnel(words[at + 1u], words[at + 2u], down),
-    );
+    // Those that the shift leaves lowest; an array indexed at run time would lie in memory.
+    let odd = (at & 1u) == 1u;
+    let far = at >= 2u;
+    let low = select(select(w0, w1, odd), select(w2, w3, odd), far);
+    let middle_word = select(select(w1, w2, odd), select(w3, 0u, odd), far);
+    let high = select(select(w2, w3, odd), 0u, far);
+    return vec2<u32>(rope_funnel(low, middle_word, down), rope_funnel(middle_word, high, down));
 }
 
 // (cosine, sine) of `position * freq`.

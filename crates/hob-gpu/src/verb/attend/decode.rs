@@ -211,7 +211,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// One dispatch: a workgroup for every row and query head.
+    /// One dispatch: a workgroup for every row and query head, and one for every new row and KV head, which stores it.
     fn run_short(&mut self, args: &Attend, bound: &Bound, seqs: &[SeqRows], new: Option<&New>) -> Result<()> {
         let int8 = self.int8_of(args)?;
         let short = self.short(args, bound, new, int8.is_some())?;
@@ -232,7 +232,8 @@ impl Gpu {
         let at = if items.len() > ROW_WORDS { self.stream.arguments(&items)? } else { 0 };
         let mut immediates = vec![at];
         immediates.extend(items.iter().take(ROW_WORDS));
-        let groups = [(items.len() / ROW_WORDS) as u32, args.heads as u32, 1];
+        let stores = if new.is_some() { args.kv_heads } else { 0 };
+        let groups = [(items.len() / ROW_WORDS) as u32, (args.heads + stores) as u32, 1];
         for bound in self.with_stand_ins(bound)? {
             let kernel = self.stream.kernel(short.key(), || short.source())?;
             let call = (kernel, groups, &immediates[..]);

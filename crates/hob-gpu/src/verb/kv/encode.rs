@@ -6,12 +6,56 @@ use crate::template::Template;
 const ENCODE: &str = include_str!("../../wgsl/encode.wgsl");
 
 /// `pack_k` (codes and scales, with barriers), `keep_k` (stores) and the same of V, for workgroups of `lanes` (a multiple of
-/// 8) that store up to `rows` positions at once: 8, where `fresh` has one side after the other, or 1, where it has K and
-/// then V, and `kept_k` and `kept_v` tell what will be read back. See `wgsl/encode.wgsl`.
+/// 8) that store up to `rows` positions at once, of one side after the other. See `wgsl/encode.wgsl`.
 pub(crate) fn encoders(layout: &Layout, rows: usize, lanes: usize) -> String {
+    let mut text = texts(layout, rows, lanes, false);
+    for side in ["k", "v"] {
+        let packed = |kind: Kind| layout.formats(kind)[usize::from(side == "v")];
+        let packs: String = layout
+            .kinds()
+            .filter(|&kind| packed(kind).is_packed())
+            .map(|kind| choice(kind, &quantize(packed(kind), "start", rows * layout.head_dim / 32)))
+            .collect();
+        text += &format!("fn pack_{side}(block: Block, start: u32, lane: u32) {{\n{packs}}}\n");
+    }
+    text
+}
+
+/// For workgroups of `lanes` that store one position, where `fresh` has K and then V: `pack` makes codes and scales of both,
+/// with barriers, `keep_k` and `keep_v` store, and `kept_k` and `kept_v` tell what will be read back. `neighbors`: lanes
+/// 8n..8n + 8 are neighbors in a subgroup.
+pub(crate) fn encoders_of_one(layout: &Layout, lanes: usize, neighbors: bool) -> String {
+    let (dim, mut packs) = (layout.head_dim, String::new());
+    for kind in layout.kinds() {
+        let [k, v] = layout.formats(kind);
+        let sides = match (k.is_packed(), v.is_packed()) {
+            (true, true) if k == v => quantize(k, "0u", dim / 16),
+            _ => [(k, "0u".to_string()), (v, format!("{dim}u"))]
+                .into_iter()
+                .filter(|(stored, _)| stored.is_packed())
+                .map(|(stored, start)| quantize(stored, &start, dim / 32))
+                .collect(),
+        };
+        packs += &choice(kind, &sides);
+    }
+    texts(layout, 1, lanes, neighbors) + &format!("fn pack(block: Block, lane: u32) {{\n{packs}}}\n")
+}
+
+/// The call that makes codes of `groups` groups.
+fn quantize(stored: Stored, start: &str, groups: usize) -> String {
+    format!("quantize_{}({start}, {groups}u, lane); ", format!("{stored:?}").to_lowercase())
+}
+
+/// What is done for blocks of one kind.
+fn choice(kind: Kind, what: &str) -> String {
+    format!("    if (block.kind == {}u) {{ {what}}}\n", kind as u32)
+}
+
+fn texts(layout: &Layout, rows: usize, lanes: usize, neighbors: bool) -> String {
     let span = 1usize << layout.head_dim.trailing_zeros();
     let values = if rows == 1 { 2 } else { rows } * layout.head_dim;
     let mut text = part(&["COMMON"])
+        .flag("NEIGHBORS", neighbors)
         .value("FRESH", values)
         .value("SCALES", (values / 32).max(1))
         .value("PARTS", 2 * lanes)
@@ -24,8 +68,7 @@ pub(crate) fn encoders(layout: &Layout, rows: usize, lanes: usize) -> String {
         if !done.contains(&stored) {
             done.push(stored);
             text += &codes(stored, part(&["CODES"]))
-                .value("ROWS", rows)
-                .value("GROUPS", layout.head_dim / 32)
+                .flag("NEIGHBORS", neighbors)
                 .value("LANES", lanes)
                 .render(ENCODE);
         }
@@ -41,24 +84,18 @@ pub(crate) fn encoders(layout: &Layout, rows: usize, lanes: usize) -> String {
     text
 }
 
-/// The functions that choose by the kind of a block.
+/// The functions that store, and tell what is read back, by the kind of a block.
 fn calls(layout: &Layout, side: &str, rows: usize) -> String {
-    let (mut pack, mut keep, mut kept) = (String::new(), String::new(), String::new());
+    let (mut keep, mut kept) = (String::new(), String::new());
     for kind in layout.kinds() {
         let n = kind as u32;
-        let stored = layout.formats(kind)[usize::from(side == "v")];
-        if stored.is_packed() {
-            let format = format!("{stored:?}").to_lowercase();
-            pack += &format!("    if (block.kind == {n}u) {{ quantize_{format}(start, lane); }}\n");
-        }
         keep += &format!(
             "    if (block.kind == {n}u) {{ keep_{side}_{n}(block.{side}, octet, base, valid, start, lane); }}\n"
         );
         kept += &format!("    if (block.kind == {n}u) {{ return kept_{side}_{n}(start, dim); }}\n");
     }
     let mut text = format!(
-        "fn pack_{side}(block: Block, start: u32, lane: u32) {{\n{pack}}}\n\
-         fn keep_{side}(block: Block, octet: u32, base: u32, valid: u32, start: u32, lane: u32) {{\n{keep}}}\n"
+        "fn keep_{side}(block: Block, octet: u32, base: u32, valid: u32, start: u32, lane: u32) {{\n{keep}}}\n"
     );
     if rows == 1 {
         text += &format!(

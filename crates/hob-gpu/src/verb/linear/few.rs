@@ -6,6 +6,7 @@
 //! specialised in classes of 1, 2, 4, 8 and 16; those that a batch does not have are made of whatever follows its rows,
 //! and not kept.
 
+mod ahead;
 mod cut;
 mod kernel;
 
@@ -16,6 +17,8 @@ use crate::Gpu;
 use crate::format;
 use crate::stream::{BufferId, Call};
 use crate::verb::fold::Fold;
+pub(crate) use ahead::Ahead;
+use ahead::Touched;
 use cut::Cut;
 pub(crate) use cut::Cuts;
 pub use cut::FewCut;
@@ -57,13 +60,16 @@ impl Gpu {
 
     /// Segments in one dispatch for every slice of rows.
     fn few(&mut self, args: &Linear, segments: &[Segment], fold: Option<&Fold>) -> Result<()> {
-        let kind = Kind { fold: fold.is_some(), ..self.kind(args, segments)? };
+        let matrices: Vec<_> = segments.iter().map(|s| s.weights).collect();
+        let touched =
+            self.ahead.of(&mut self.stream, &matrices, matches!(args.combine, Combine::Gated(_)))?;
+        let kind = Kind { fold: fold.is_some(), ahead: touched.count(), ..self.kind(args, segments)? };
         let height = segments.iter().map(|s| s.rows).sum();
         let mut row = 0;
         while row < args.rows {
             let cut = self.few_cut(&kind, height, args.rows - row);
             let columns = cut.columns.min(args.rows - row);
-            self.slice(args, segments, (&kind, &cut), row..row + columns, fold)?;
+            self.slice(args, segments, (&kind, &cut), row..row + columns, (fold, &touched))?;
             row += columns;
         }
         if kind.int8_out && !self.stream.rehearsing {
@@ -93,6 +99,7 @@ impl Gpu {
             scaled: x.unscaled.is_some(),
             blocks_out: matches!(combine, Combine::Gated(_)) || combine == Combine::Add && whole && int8,
             fold: false,
+            ahead: 0,
             int8_out: matches!(combine, Combine::Gated(_)) && out.int8.is_some(),
             subgroups: self.stream.context.tier().subgroups,
         })
@@ -104,13 +111,14 @@ impl Gpu {
         segments: &[Segment],
         (kind, cut): (&Kind, &Cut),
         rows: std::ops::Range<usize>,
-        fold: Option<&Fold>,
+        (fold, touched): (Option<&Fold>, &Touched),
     ) -> Result<()> {
         let kernel = self.stream.kernel(kind.key(cut), || source(kind, cut))?;
         let mut bindings = self.few_bindings(args, segments, kind)?;
         if let Some(Fold { weight, rows, int8, squares }) = fold {
             bindings.extend([*weight, *rows, int8.codes, int8.meta, *squares]);
         }
+        bindings.extend(touched.bindings());
         let x = self.acts.any(VERB, args.x)?;
         let out = self.acts.get(VERB, args.products[0].out)?;
         let (cols, first) = (x.shape.width, args.first_row + rows.start);
@@ -126,6 +134,7 @@ impl Gpu {
             }
             bytes += segment.rows * (format::row_bytes(weight.format, cols) + 4 * rows.len());
         }
+        words.extend(touched.pages());
         let words: Vec<u32> = words.into_iter().map(|w| w as u32).collect();
         let groups = group as u32;
         self.stream.dispatch(&Call {

@@ -144,8 +144,7 @@ let owner = first_block <= position / 64u && position / 64u < first_block + size
 var fresh_block = Block(0u, 0u, 3u);
 if (owner) {
     fresh_block = block_at(table, first_block, position / 64u, kv_head);
-    pack_k(fresh_block, 0u, lane);
-    pack_v(fresh_block, HEAD_DIM, lane);
+    pack(fresh_block, lane);
     //#for i WIDE_TURNS
     let kept$i$ = select(0.0, kept_k(fresh_block, 0u, safe$i$), inside$i$);
     //#endfor

@@ -12,6 +12,14 @@ fn put_sum(slot: u32, x: vec4<f32>, on: bool) {
     }
 }
 
+// A sum of one number.
+fn put_one(slot: u32, x: f32) {
+    let y = subgroupAdd(x);
+    if (leads) {
+        runs[slot / run] = vec4<f32>(y, 0.0, 0.0, 0.0);
+    }
+}
+
 fn put_most(slot: u32, x: vec4<f32>, on: bool) {
     let y = subgroupMax(x);
     if (leads && on) {
@@ -30,6 +38,10 @@ fn put_sum(slot: u32, x: vec4<f32>, on: bool) {
     if (on) {
         weights[slot] = x;
     }
+}
+
+fn put_one(slot: u32, x: f32) {
+    weights[slot] = vec4<f32>(x, 0.0, 0.0, 0.0);
 }
 
 fn put_most(slot: u32, x: vec4<f32>, on: bool) {

@@ -1,13 +1,14 @@
-// Attention of a row over a context within one page: one workgroup per row and query head. All is over so soon that what
-// counts is how much text a lane runs through: so loops stay loops, and a workgroup has one column. The workgroup of the
-// first query head of a KV head stores the new row; what others read of the words it stores into does not change.
+// Attention of a row over a context within one page: one workgroup per row and query head, and one per row and KV head that
+// stores the new row: what others read of the words it stores into does not change. All is over so soon that what counts
+// is how often one waits and how much text a lane runs through: so what comes from afar is asked for before anything is
+// computed, as far as every lane needs some of it; loops stay loops, and a workgroup has one column.
 struct Sizes {
     items: u32, row: u32, position: u32, page: u32, first_block: u32,
     window: u32, factor: f32, cap: f32, heads: u32, rotary: u32,
     q_eps: f32, k_eps: f32, magnitude: f32,
 }
 var<immediate> sizes: Sizes;
-@group(0) @binding(0) var<storage, read_write> out: array<f32>;
+@group(0) @binding(0) var<storage, read_write> out: array<$OUT$>;
 //#if INT8
 @group(0) @binding($AT_CODES$) var<storage, read_write> codes: array<u32>;
 @group(0) @binding($AT_META$) var<storage, read_write> metas: array<vec2<u32>>;
@@ -40,18 +41,22 @@ const LOTS: u32 = LANES / 32u;
 const GROUP: u32 = 1u;
 // Lanes that dimensions are given to: a power of two, at least a subgroup.
 const WIDE: u32 = $WIDE$u;
-// Slots of sums and maxima; the second half are others.
+// Slots of sums; the second half are others.
 const SLOTS: u32 = $SLOTS$u;
 // V: sets of lanes that have all dimensions, two each.
 const SETS: u32 = $SETS$u;
 const V_LANES: u32 = $V_LANES$u;
 const UNSEEN: f32 = -3.0e38;
+// Runs of lanes that have positions, at most; a lane by itself where there are no subgroups.
+const PEAKS: u32 = $PEAKS$u;
 
 var<workgroup> queries: array<f32, $HEAD_DIM$>;
 // What lanes have of scores, then of the result.
 var<workgroup> parts: array<f32, $PARTS$>;
-// Scores of positions, then their shares.
+// Scores of positions, then their shares, to the largest score of their run.
 var<workgroup> shares: array<f32, 256>;
+// Of every run: the largest score, and the sum of its shares.
+var<workgroup> peaks: array<vec2<f32>, PEAKS>;
 var<workgroup> result: array<f32, $HEAD_DIM$>;
 //#if STAGED
 // Rows whose dimensions other lanes want to know: of q, k and v.
@@ -70,7 +75,11 @@ var<workgroup> weights: array<vec4<f32>, 2u * SLOTS>;
 //#include rope_angle
 //#endif
 //#include score
+//#if SHARED
+//#include quantize_block
+//#else
 //#include finish
+//#endif
 
 @compute @workgroup_size($LANES$)
 fn main(
@@ -88,8 +97,14 @@ fn main(
     run = subgroup_size;
     leads = subgroup_lane == 0u;
     //#endif
+    //#if NEW
+    let stores = place.y >= sizes.heads;
+    let head = min(place.y, sizes.heads - 1u);
+    let kv_head = select(head / (sizes.heads / KV_HEADS), place.y - sizes.heads, stores);
+    //#else
     let head = place.y;
     let kv_head = head / (sizes.heads / KV_HEADS);
+    //#endif
     // The first row's place needs no reading.
     var row = sizes.row;
     var position = sizes.position;
@@ -112,6 +127,19 @@ fn main(
     let start = max(first_block, seen_start / 64u);
     let stop = max(start, (seen_end + 63u) / 64u);
     let blocks = stop - start;
+    // As many lots to a block as there are for it, each with a share of the dimensions.
+    let l = lane % 32u;
+    let sharers = min(max(LOTS / max(select(blocks, 4u, blocks == 3u), 1u), 1u), $MOST_SHARERS$u);
+    let sharer = (lane / 32u) % sharers;
+    // V: eights of positions in turn; a lane has two dimensions.
+    let u = lane % V_LANES;
+    //#if V_NIBBLES
+    let da = 32u * (u / 16u) + u % 16u;
+    let db = da + 16u;
+    //#else
+    let da = 2u * u;
+    let db = da + 1u;
+    //#endif
 
     //#for i TURNS
     let d$i$ = $i$u * LANES + lane;
@@ -141,32 +169,55 @@ fn main(
     //#endif
     //#if NORMS
     let weight$i$ = vec4<f32>(q_norm[safe$i$], k_norm[safe$i$], 1.0, 0.0);
-    put_sum(d$i$, x$i$ * x$i$, true);
     //#endif
     //#endfor
-    //#if NORMS
-    settle_sums(SLOTS, lane);
-    workgroupBarrier();
-    var r = 1.0 / sqrt(sum_of(0u, WIDE) / f32(HEAD_DIM) + vec4<f32>(sizes.q_eps, sizes.k_eps, 1.0, 1.0));
-    r.z = 1.0;
+    // The first share of K and of V that the lane has.
+    //#include ahead_names
+    let k_first = start + lane / (32u * sharers);
+    if (k_first < stop) {
+        let block = block_of(page, first_block / 4u, kv_head, k_first - first_block);
+        //#include k_ahead
+    }
+    let v_first = lane / V_LANES;
+    if (v_first < min(8u * blocks, SETS)) {
+        let block = block_of(page, first_block / 4u, kv_head, start + v_first / 8u - first_block);
+        let octet = v_first % 8u;
+        //#include v_ahead
+    }
+
     //#for i TURNS
-    x$i$ *= r * weight$i$;
-    //#endfor
+    //#if NORMS
+    put_sum(d$i$, x$i$ * x$i$, true);
+    x$i$ *= weight$i$;
     //#endif
     //#if ROTATES
-    //#for i TURNS
     if (d$i$ < WIDE) {
         stage[d$i$] = x$i$;
     }
     let turn$i$ = rope_angle(position, freq$i$) * sizes.magnitude;
+    //#endif
     //#endfor
+    //#if NORMS
+    settle_sums(SLOTS, lane);
+    //#endif
+    //#if PREPARED
     workgroupBarrier();
+    //#endif
+    //#if ROTATES
     //#for i TURNS
     {
         let far = stage[other$i$] * select(-turn$i$.y, turn$i$.y, second$i$);
         let turned = vec4<f32>(fma(x$i$.xy, vec2<f32>(turn$i$.x), far.xy), x$i$.zw);
         x$i$ = select(x$i$, turned, d$i$ < 2u * sizes.rotary);
     }
+    //#endfor
+    //#endif
+    //#if NORMS
+    // A rotation keeps the norm's factor.
+    var r = 1.0 / sqrt(sum_of(0u, WIDE) / f32(HEAD_DIM) + vec4<f32>(sizes.q_eps, sizes.k_eps, 1.0, 1.0));
+    r.z = 1.0;
+    //#for i TURNS
+    x$i$ *= r;
     //#endfor
     //#endif
     //#if HADAMARD
@@ -187,20 +238,24 @@ fn main(
     workgroupBarrier();
     //#if NEW
     let fresh_block = block_of(page, first_block / 4u, kv_head, position / 64u - first_block);
-    pack_k(fresh_block, 0u, lane);
-    pack_v(fresh_block, HEAD_DIM, lane);
+    pack(fresh_block, lane);
+    if (stores) {
+        let base = position % 8u;
+        keep_k(fresh_block, (position / 8u) % 8u, base, 1u << base, 0u, lane);
+        keep_v(fresh_block, (position / 8u) % 8u, base, 1u << base, HEAD_DIM, lane);
+        return;
+    }
     //#for i TURNS
-    let kept$i$ = select(0.0, kept_k(fresh_block, 0u, safe$i$), inside$i$);
-    put_sum(SLOTS + d$i$, vec4<f32>(x$i$.x * kept$i$), true);
+    put_one(SLOTS + d$i$, select(0.0, x$i$.x * kept_k(fresh_block, 0u, safe$i$), inside$i$));
+    if (inside$i$) {
+        // As it is read back: codes are not made of it any more.
+        fresh[HEAD_DIM + d$i$] = kept_v(fresh_block, HEAD_DIM, d$i$);
+    }
     //#endfor
     settle_sums(2u * SLOTS, lane);
     //#endif
 
-    // As many lots to a block as there are for it, each with a share of the dimensions.
-    let l = lane % 32u;
-    let sharers = min(max(LOTS / max(select(blocks, 4u, blocks == 3u), 1u), 1u), $MOST_SHARERS$u);
-    let sharer = (lane / 32u) % sharers;
-    for (var own = start + lane / (32u * sharers); own < stop; own += LOTS / sharers) {
+    for (var own = k_first; own < stop; own += LOTS / sharers) {
         let block = block_of(page, first_block / 4u, kv_head, own - first_block);
         var s = 0.0;
         var t = 0.0;
@@ -214,14 +269,6 @@ fn main(
     }
     workgroupBarrier();
     var most = UNSEEN;
-    //#if NEW
-    let own_score = score(sum_of(SLOTS, WIDE)).x;
-    most = own_score;
-    //#endif
-    //#if SINKS
-    let sink = sinks[head] * 1.442695;
-    most = max(most, sink);
-    //#endif
     for (var p = lane; p < 64u * blocks; p += LANES) {
         var sum = parts[p];
         for (var i = 1u; i < sharers; i++) {
@@ -232,10 +279,9 @@ fn main(
         shares[p] = s;
         most = max(most, s);
     }
-    put_most(lane, vec4<f32>(most), true);
-    settle_most(SLOTS, lane);
-    workgroupBarrier();
-    most = most_of(0u, LANES).x;
+    //#if SUBGROUPS
+    most = subgroupMax(most);
+    //#endif
     var sum = 0.0;
     for (var p = lane; p < 64u * blocks; p += LANES) {
         let s = shares[p];
@@ -243,33 +289,64 @@ fn main(
         shares[p] = x;
         sum += x;
     }
-    put_sum(SLOTS + lane, vec4<f32>(sum), true);
-    settle_sums(2u * SLOTS, lane);
+    //#if SUBGROUPS
+    sum = subgroupAdd(sum);
+    if (leads && lane / run < PEAKS) {
+        peaks[lane / run] = vec2<f32>(most, sum);
+    }
+    //#else
+    if (lane < PEAKS) {
+        peaks[lane] = vec2<f32>(most, sum);
+    }
+    //#endif
     workgroupBarrier();
-    var total = sum_of(SLOTS, LANES).x;
+    //#if SUBGROUPS
+    let peak_count = min(PEAKS, LANES / run);
+    //#else
+    let peak_count = PEAKS;
+    //#endif
+    var top = UNSEEN;
     //#if NEW
-    let own_share = exp2(own_score - most);
+    let own_score = score(sum_of(SLOTS, WIDE)).x;
+    top = own_score;
+    //#endif
+    //#if SINKS
+    let sink = sinks[head] * 1.442695;
+    top = max(top, sink);
+    //#endif
+    for (var i = 0u; i < peak_count; i++) {
+        top = max(top, peaks[i].x);
+    }
+    var total = 0.0;
+    for (var i = 0u; i < peak_count; i++) {
+        total = fma(peaks[i].y, exp2(peaks[i].x - top), total);
+    }
+    //#if NEW
+    let own_share = exp2(own_score - top);
     total += own_share;
     //#endif
     //#if SINKS
-    total += exp2(sink - most);
+    total += exp2(sink - top);
+    //#endif
+    //#if !SUBGROUPS
+    // An eight of positions has several peaks here.
+    for (var p = lane; p < 64u * blocks; p += LANES) {
+        shares[p] *= exp2(peaks[lane].x - top);
+    }
+    workgroupBarrier();
     //#endif
 
-    // Eights of positions in turn; a lane has two dimensions.
-    let u = lane % V_LANES;
-    //#if V_NIBBLES
-    let da = 32u * (u / 16u) + u % 16u;
-    let db = da + 16u;
-    //#else
-    let da = 2u * u;
-    let db = da + 1u;
-    //#endif
     var a = 0.0;
     var b = 0.0;
     if (lane < SETS * V_LANES) {
-        for (var eight = lane / V_LANES; eight < 8u * blocks; eight += SETS) {
+        for (var eight = v_first; eight < 8u * blocks; eight += SETS) {
             let block = block_of(page, first_block / 4u, kv_head, start + eight / 8u - first_block);
             let octet = eight % 8u;
+            //#if SUBGROUPS
+            let lift = exp2(peaks[8u * eight % LANES / run].x - top);
+            //#else
+            let lift = 1.0;
+            //#endif
             // What nobody sees may be anything, not even numbers.
             let at = 64u * start + 8u * eight;
             let low = max(seen_start, at) - at;
@@ -280,6 +357,7 @@ fn main(
         parts[lane / V_LANES * HEAD_DIM + db] = b;
     }
     workgroupBarrier();
+    //#if TURNED
     //#for i TURNS
     if (inside$i$) {
         var y = parts[d$i$];
@@ -287,7 +365,7 @@ fn main(
             y += parts[k * HEAD_DIM + d$i$];
         }
         //#if NEW
-        y = fma(own_share, kept_v(fresh_block, HEAD_DIM, d$i$), y);
+        y = fma(own_share, fresh[HEAD_DIM + d$i$], y);
         //#endif
         x$i$ = vec4<f32>(y / total, 0.0, 0.0, 0.0);
     }
@@ -304,13 +382,35 @@ fn main(
     }
     //#endfor
     workgroupBarrier();
-    finish(row, 0u, 1u, head, lane);
-    //#if NEW
-    // Nobody waits for what is stored: the next dispatch reads it.
-    if (head % (sizes.heads / KV_HEADS) == 0u) {
-        let base = position % 8u;
-        keep_k(fresh_block, (position / 8u) % 8u, base, 1u << base, 0u, lane);
-        keep_v(fresh_block, (position / 8u) % 8u, base, 1u << base, HEAD_DIM, lane);
+    //#endif
+    //#if SHARED
+    // A lane has four dimensions; eight make a block of the int8 form.
+    if (lane < HEAD_DIM / 4u) {
+        //#if TURNED
+        let y = vec4<f32>(result[4u * lane], result[4u * lane + 1u], result[4u * lane + 2u], result[4u * lane + 3u]);
+        //#else
+        var y = vec4<f32>(0.0);
+        for (var k = 0u; k < SETS; k++) {
+            y += four_values(k * HEAD_DIM + 4u * lane);
+        }
+        //#if NEW
+        //#for i 4
+        y[$i$] = fma(own_share, fresh[HEAD_DIM + 4u * lane + $i$u], y[$i$]);
+        //#endfor
+        //#endif
+        y *= 1.0 / total;
+        //#endif
+        out[(row * sizes.heads + head) * (HEAD_DIM / 4u) + lane] = y;
+        let form = quantize_shared(y);
+        let groups = sizes.heads * (HEAD_DIM / 32u);
+        let block = head * (HEAD_DIM / 32u) + lane / 8u;
+        let word = lane % 8u;
+        codes[4u * ((2u * row + word / 4u) * groups + block) + word % 4u] = form.codes;
+        if (word == 0u) {
+            metas[row * groups + block] = form.meta_;
+        }
     }
+    //#else
+    finish(row, 0u, 1u, head, lane);
     //#endif
 }

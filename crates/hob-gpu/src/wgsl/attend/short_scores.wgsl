@@ -1,4 +1,4 @@
-// A share of a block's products with the query, for one kind of block: see hob_compute::page for where words lie.
+// A share of a block's products with the query, for one kind of block.
 if (block.kind == $KIND$u) {
     let each = $K_UNITS$u / sharers;
     //#if K_NIBBLES
@@ -6,19 +6,18 @@ if (block.kind == $KIND$u) {
     pt = l + 32u;
     //#endif
     for (var unit = sharer * each; unit < (sharer + 1u) * each; unit++) {
+        if (own != k_first || unit != sharer * each) {
+            //#include k_fetch
+        }
         //#if K_PACKED
         let q = 32u * unit;
         //#if K_Q8
-        let scales = unpack2x16float($PAGES$[block.k + unit * 32u + l]);
-        let words = block.k + $K_CODES$u + unit * 512u + l;
-        //#for n 16
-        let w$n$ = $PAGES$[words + $n$u * 32u];
-        //#endfor
+        let scales = unpack2x16float(k_b0);
         var x = 0.0;
         var y = 0.0;
         //#for n 16
         {
-            let c = unpack4xI8(w$n$);
+            let c = unpack4xI8(k_a$n$);
             x = fma(queries[q + 2u * $n$u], f32(c.x), x);
             x = fma(queries[q + 2u * $n$u + 1u], f32(c.y), x);
             y = fma(queries[q + 2u * $n$u], f32(c.z), y);
@@ -28,19 +27,9 @@ if (block.kind == $KIND$u) {
         s = fma(x, scales.x, s);
         t = fma(y, scales.y, t);
         //#else
-        let scales_at = block.k + unit * 32u + l / 2u;
         let shift = 16u * (l & 1u);
-        let dx = unpack2x16float($PAGES$[scales_at] >> shift).x;
-        let dy = unpack2x16float($PAGES$[scales_at + 16u] >> shift).x;
-        //#if K_ASYM
-        let mx = unpack2x16float($PAGES$[scales_at + $GROUPS$u * 32u] >> shift).x;
-        let my = unpack2x16float($PAGES$[scales_at + $GROUPS$u * 32u + 16u] >> shift).x;
-        //#endif
-        let words = block.k + $K_CODES$u + unit * 256u + l;
-        //#for n 4
-        let v$n$ = $PAGES$[words + $n$u * 64u];
-        let w$n$ = $PAGES$[words + $n$u * 64u + 32u];
-        //#endfor
+        let dx = unpack2x16float(k_c0 >> shift).x;
+        let dy = unpack2x16float(k_c1 >> shift).x;
         var x = 0.0;
         var y = 0.0;
         var all = 0.0;
@@ -48,12 +37,14 @@ if (block.kind == $KIND$u) {
         {
             let low = vec4<f32>(queries[q + 8u * $n$u], queries[q + 8u * $n$u + 1u], queries[q + 8u * $n$u + 2u], queries[q + 8u * $n$u + 3u]);
             let high = vec4<f32>(queries[q + 8u * $n$u + 4u], queries[q + 8u * $n$u + 5u], queries[q + 8u * $n$u + 6u], queries[q + 8u * $n$u + 7u]);
-            x += dot(low, vec4<f32>(unpack4xU8(v$n$ & 0x0f0f0f0fu))) + dot(high, vec4<f32>(unpack4xU8((v$n$ >> 4u) & 0x0f0f0f0fu)));
-            y += dot(low, vec4<f32>(unpack4xU8(w$n$ & 0x0f0f0f0fu))) + dot(high, vec4<f32>(unpack4xU8((w$n$ >> 4u) & 0x0f0f0f0fu)));
+            x += dot(low, vec4<f32>(unpack4xU8(k_a$n$ & 0x0f0f0f0fu))) + dot(high, vec4<f32>(unpack4xU8((k_a$n$ >> 4u) & 0x0f0f0f0fu)));
+            y += dot(low, vec4<f32>(unpack4xU8(k_b$n$ & 0x0f0f0f0fu))) + dot(high, vec4<f32>(unpack4xU8((k_b$n$ >> 4u) & 0x0f0f0f0fu)));
             all += dot(low, vec4<f32>(1.0)) + dot(high, vec4<f32>(1.0));
         }
         //#endfor
         //#if K_ASYM
+        let mx = unpack2x16float(k_c2 >> shift).x;
+        let my = unpack2x16float(k_c3 >> shift).x;
         s = fma(x, dx, fma(all, mx, s));
         t = fma(y, dy, fma(all, my, t));
         //#else
@@ -64,22 +55,15 @@ if (block.kind == $KIND$u) {
         //#endif
         //#else
         //#for n K_UNIT
-        //#if K_F32
-        let k$n$ = vec2<f32>(bitcast<f32>($PAGES$[block.k + ($K_UNIT$u * unit + $n$u) * 64u + 2u * l]), bitcast<f32>($PAGES$[block.k + ($K_UNIT$u * unit + $n$u) * 64u + 2u * l + 1u]));
-        //#else
-        let w$n$ = $PAGES$[block.k + ($K_UNIT$u * unit + $n$u) * 32u + l];
-        //#endif
-        //#endfor
-        //#for n K_UNIT
         {
             //#if K_F32
-            let k = k$n$;
+            let k = bitcast<vec2<f32>>(vec2<u32>(k_a$n$, k_b$n$));
             //#endif
             //#if K_F16
-            let k = unpack2x16float(w$n$);
+            let k = unpack2x16float(k_a$n$);
             //#endif
             //#if K_BF16
-            let k = bitcast<vec2<f32>>(vec2<u32>(w$n$ << 16u, w$n$ & 0xffff0000u));
+            let k = bitcast<vec2<f32>>(vec2<u32>(k_a$n$ << 16u, k_a$n$ & 0xffff0000u));
             //#endif
             let q = queries[$K_UNIT$u * unit + $n$u];
             s = fma(q, k.x, s);

@@ -4,7 +4,7 @@
 use crate::pages::{Kind, Layout, Stored};
 use crate::stream::{Access, KernelKey, Source};
 use crate::template::Template;
-use crate::verb::kv::encoders;
+use crate::verb::kv::encoders_of_one;
 use crate::verb::rope::ROPE_ANGLE;
 use crate::verb::tanh::tanh;
 
@@ -171,6 +171,11 @@ impl Variant {
         let results = self.sets() * self.dim() * self.fours;
         let loose = if self.subgroups.is_none() { self.slots() } else { 0 };
         [prepared.max(scores).max(results), (64 * self.blocks * self.fours).max(loose)]
+    }
+
+    /// Whether eight neighboring lanes belong to one subgroup.
+    fn neighbors(&self) -> bool {
+        self.subgroups.is_some_and(|least| least >= 8)
     }
 
     fn runs(&self) -> usize {
@@ -370,7 +375,7 @@ impl Variant {
             .piece("v_loads", self.loads(false))
             .piece("values", self.kinds(false, VALUES));
         if write {
-            template = template.piece("encode", encoders(&self.layout, 1, self.lanes));
+            template = template.piece("encode", encoders_of_one(&self.layout, self.lanes, self.neighbors()));
         }
         Source {
             wgsl: template.render(DECODE),

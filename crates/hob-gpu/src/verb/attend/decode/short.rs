@@ -5,13 +5,19 @@ use super::kernel::{Fused, Subgroups, inputs};
 use crate::pages::{Kind, Layout, Stored};
 use crate::stream::{Access, KernelKey, Source};
 use crate::template::Template;
-use crate::verb::kv::encoders;
+use crate::verb::kv::encoders_of_one;
+use crate::verb::quantize::QUANTIZE_BLOCK;
 use crate::verb::rope::ROPE_ANGLE;
 use crate::verb::tanh::tanh;
 
 const SHORT: &str = include_str!("../../../wgsl/attend/short.wgsl");
 const SCORES: &str = include_str!("../../../wgsl/attend/short_scores.wgsl");
 const VALUES: &str = include_str!("../../../wgsl/attend/short_values.wgsl");
+const NAMES: &str = include_str!("../../../wgsl/attend/short_names.wgsl");
+const K_AHEAD: &str = include_str!("../../../wgsl/attend/short_k_ahead.wgsl");
+const K_FETCH: &str = include_str!("../../../wgsl/attend/short_k_fetch.wgsl");
+const V_AHEAD: &str = include_str!("../../../wgsl/attend/short_v_ahead.wgsl");
+const V_FETCH: &str = include_str!("../../../wgsl/attend/short_v_fetch.wgsl");
 const HADAMARD: &str = include_str!("../../../wgsl/attend/short_hadamard.wgsl");
 const RUNS: &str = include_str!("../../../wgsl/attend/runs.wgsl");
 const SCORE: &str = include_str!("../../../wgsl/attend/score.wgsl");
@@ -105,10 +111,26 @@ impl Short {
         2 * self.slots() / self.subgroups.unwrap_or(16)
     }
 
+    /// Runs of lanes that have positions.
+    fn peaks(&self) -> usize {
+        self.lanes.min(POSITIONS) / self.subgroups.unwrap_or(1)
+    }
+
+    /// Whether eight neighboring lanes belong to one subgroup.
+    fn neighbors(&self) -> bool {
+        self.subgroups.is_some_and(|least| least >= 8)
+    }
+
+    /// Whether such lanes make a block of the int8 form.
+    fn shared(&self) -> bool {
+        self.int8 && self.neighbors()
+    }
+
     /// Bytes of workgroup memory.
     fn memory(&self) -> usize {
         let (dim, packed) = (self.dim(), self.layout.k.is_packed() || self.layout.v.is_packed());
-        let floats = 2 * dim + self.parts() + POSITIONS + if self.int8 { dim / 2 } else { 0 };
+        let floats =
+            2 * dim + self.parts() + POSITIONS + 2 * self.peaks() + if self.int8 { dim / 2 } else { 0 };
         let loose = if self.subgroups.is_none() { 2 * self.slots() } else { 0 };
         let fresh = match (self.fused.is_some(), packed) {
             (true, true) => 16 * dim + 32 * self.lanes + dim / 2 + 16,
@@ -148,6 +170,8 @@ impl Short {
                 .flag("SPREAD", nibbles && !v.is_packed())
                 .value("K_UNIT", unit)
                 .value("K_UNITS", units)
+                .piece("k_fetch", K_FETCH)
+                .piece("v_fetch", V_FETCH)
                 .render(text)
         };
         self.layout.kinds().map(one).collect()
@@ -168,6 +192,12 @@ impl Short {
             .flag("ROTATES", fused.rotates)
             .flag("INTERLEAVED", fused.interleaved)
             .flag("STAGED", self.stage() > 0)
+            .flag("PREPARED", fused.norms || fused.rotates)
+            .flag("SHARED", self.shared())
+            .flag("TURNED", layout.v_rotated || !self.shared())
+            .value("OUT", if self.shared() { "vec4<f32>" } else { "f32" })
+            .value("VALUES", "parts")
+            .value("PEAKS", self.peaks())
             .flag("HADAMARD", self.hadamard())
             .flag("CAP", self.cap)
             .flag("V_ROTATED", layout.v_rotated)
@@ -207,9 +237,13 @@ impl Short {
             .piece("hadamard", HADAMARD)
             .piece("scores", self.kinds(SCORES))
             .piece("values", self.kinds(VALUES))
+            .piece("ahead_names", NAMES)
+            .piece("k_ahead", self.kinds(K_AHEAD))
+            .piece("v_ahead", self.kinds(V_AHEAD))
+            .piece("quantize_block", QUANTIZE_BLOCK)
             .piece("finish", finish.render(FINISH));
         if self.fused.is_some() {
-            template = template.piece("encode", encoders(&self.layout, 1, self.lanes));
+            template = template.piece("encode", encoders_of_one(&self.layout, self.lanes, self.neighbors()));
         }
         Source {
             wgsl: template.render(SHORT),

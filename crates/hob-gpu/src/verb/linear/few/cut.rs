@@ -4,7 +4,7 @@
 use hob_compute::{ComputeError, Result};
 
 use super::kernel::Kind;
-use crate::{AdapterFacts, Gpu};
+use crate::{AdapterFacts, Gpu, format};
 
 /// Bytes of workgroup memory that the sums may take.
 const SUM_BYTES: usize = 16 << 10;
@@ -19,8 +19,9 @@ pub(super) struct Cut {
     /// Lanes of a workgroup, of a team.
     pub lanes: usize,
     pub team: usize,
-    /// Weight rows that a team reads at once.
+    /// Weight rows that a team multiplies at once, and those that it asks for before it multiplies the first.
     pub rows: usize,
+    pub batch: usize,
     /// Weight rows of a workgroup.
     pub group_rows: usize,
     /// Sums of one value that subgroups leave, at most.
@@ -37,8 +38,10 @@ pub struct FewCut {
     /// Lanes of a workgroup, and of the team that makes an output.
     pub lanes: usize,
     pub team: usize,
-    /// Weight rows that a team reads at once.
+    /// Weight rows that a team multiplies at once.
     pub rows: usize,
+    /// Those of them that it asks for before it multiplies the first.
+    pub batch: usize,
 }
 
 /// What was chosen for the last product, and what is wanted for all of them.
@@ -58,13 +61,13 @@ impl Gpu {
         if let Some(cut) = cut {
             let facts = self.facts();
             let (most, subgroups) = (facts.group_lanes, facts.tier.subgroups);
-            let whole = [cut.lanes, cut.team, cut.rows].iter().all(|n| n.is_power_of_two());
-            let fits = cut.team <= cut.lanes && cut.lanes <= most && cut.rows <= 16;
+            let whole = [cut.lanes, cut.team, cut.rows, cut.batch].iter().all(|n| n.is_power_of_two());
+            let fits = cut.team <= cut.lanes && cut.lanes <= most && cut.rows <= 16 && cut.batch <= cut.rows;
             let parts = if subgroups { cut.team / cut.team.min(facts.least_subgroup) } else { cut.team };
             let sums = 2 * BLOCK.max(cut.lanes / cut.team.max(1) * cut.rows);
             if !whole || !fits || cut.team < 8 || 4 * sums * parts > SUM_BYTES {
                 let expected = format!(
-                    "powers of two, 8 <= team <= lanes <= {most}, rows <= 16, sums of {SUM_BYTES} bytes"
+                    "powers of two, 8 <= team <= lanes <= {most}, batch <= rows <= 16, sums of {SUM_BYTES} bytes"
                 );
                 return Err(ComputeError::shape("linear", expected, format!("{cut:?}")));
             }
@@ -91,7 +94,7 @@ impl Gpu {
 
 impl FewCut {
     fn whole(self, kind: &Kind, mut columns: usize, facts: &AdapterFacts) -> Cut {
-        let FewCut { lanes, team, rows } = self;
+        let FewCut { lanes, team, rows, batch } = self;
         let spans = if kind.subgroups { facts.least_subgroup } else { 1 };
         let parts = team / team.min(spans);
         let at_once = lanes / team * rows;
@@ -100,7 +103,7 @@ impl FewCut {
         while columns > 1 && 4 * sums * columns * parts > SUM_BYTES {
             columns /= 2;
         }
-        Cut { columns, lanes, team, rows, group_rows, parts, spans }
+        Cut { columns, lanes, team, rows, batch, group_rows, parts, spans }
     }
 }
 
@@ -119,11 +122,12 @@ struct Busy {
 const LARGE: Busy = Busy { lanes: 3 << 15, groups: 192 };
 const SMALL: Busy = Busy { lanes: 1 << 14, groups: 16 };
 
-/// Blocks of a row of gate and up from which a whole workgroup shares it, four rows of each at a time: those of 28672 x 8192
-/// take an H100 104.7 us with 128/128 x 4, 108.1 with 128/16 x 2, 115.1 with 512/16 x 1. Products of q, k and v gain as much
-/// so by themselves (10240 x 8192: 19.7 us with 128/128 x 1, 22.2 with 256/16 x 1), but nothing where their norm is folded:
-/// every workgroup sums the squares.
+/// Blocks of a row of gate and up from which a whole workgroup shares it, eight rows of each at a time, asked for in fours: a
+/// layer of 28672 x 8192 takes an H100 0.9 us less so than with 128/128 x 4, gate and up alone 104.7 us with that, 108.1 with
+/// 128/16 x 2, 115.1 with 512/16 x 1.
 const LONG_BLOCKS: usize = 256;
+/// Blocks of a row from which the other cuts of [`of_long_rows`] were seen to gain: those of the 8B.
+const ROW_BLOCKS: usize = 128;
 
 /// Figures behind it are of an H100 (Q4_0, one column, the pause of 2.4 us between dispatches in it; lanes/team x rows).
 /// Teams of 16 are best where they are enough lanes: gate and up of 12288 x 4096 take 26.9 us with 512/16 x 1, 28.3 with
@@ -144,15 +148,19 @@ fn by_rule(kind: &Kind, height: usize, columns: usize, facts: &AdapterFacts) -> 
         rows = rows.min((4 / columns).max(1));
     }
     if !kind.subgroups {
-        return FewCut { lanes: 64, team: 8, rows };
+        return FewCut { lanes: 64, team: 8, rows, batch: rows };
     }
     let most = 1 << facts.group_lanes.min(512).ilog2();
     if kind.blocks_out && !kind.gated() && !facts.software {
         return of_whole_blocks(kind, outputs, columns, facts);
     }
     let small = facts.integrated || facts.software;
-    if kind.gated() && columns == 1 && kind.blocks() >= LONG_BLOCKS && !small && !kind.exact {
-        return FewCut { lanes: 128, team: 128, rows: 4 };
+    if columns == 1
+        && !small
+        && !kind.exact
+        && let Some(cut) = of_long_rows(kind, outputs)
+    {
+        return cut;
     }
     let busy = if small { SMALL } else { LARGE };
     let mut team = 16;
@@ -164,25 +172,49 @@ fn by_rule(kind: &Kind, height: usize, columns: usize, facts: &AdapterFacts) -> 
         rows /= 2;
     }
     if !kind.gated() {
-        return FewCut { lanes, team, rows };
+        return FewCut { lanes, team, rows, batch: rows };
     }
     // All rows of a workgroup at once, as far as lanes go.
     let lanes = (BLOCK / rows * team).clamp(lanes, most);
-    FewCut { lanes, team: team.min(lanes / (BLOCK / rows)), rows }
+    FewCut { lanes, team: team.min(lanes / (BLOCK / rows)), rows, batch: rows }
 }
 
-/// Outputs from which there are workgroups of whole blocks for every part of a large device.
-const ENOUGH_OUTPUTS: usize = 4096;
+/// Cuts of one column where rows are long. Of the steps of the 8B in Q4_0 (2.654 ms) gate and up take 0.052 ms less with
+/// 256/64 x 8 by 4 than with 512/16 x 1 (fewer lanes begin: 1.7 us a layer where nothing is read), q, k and v 0.020 less with
+/// 128/128 x 2 than with 256/16 x 1. Scales that eight blocks share (Q4_K) gain nothing by either, nor does a single product
+/// as large as the head: 11 us more.
+fn of_long_rows(kind: &Kind, outputs: usize) -> Option<FewCut> {
+    let (blocks, several) = (kind.blocks(), kind.formats.iter().flatten().count() > 1);
+    let own_scales = kind.formats.into_iter().flatten().all(format::has_half_scales);
+    if kind.gated() && outputs < LARGE.groups * BLOCK {
+        return None;
+    }
+    match kind.gated() {
+        true if blocks >= LONG_BLOCKS => {
+            Some(FewCut { lanes: 128, team: 128, rows: if own_scales { 8 } else { 4 }, batch: 4 })
+        }
+        true if blocks >= ROW_BLOCKS && own_scales => {
+            Some(FewCut { lanes: 256, team: 64, rows: 8, batch: 4 })
+        }
+        false if blocks >= ROW_BLOCKS && own_scales && several => {
+            Some(FewCut { lanes: 128, team: 128, rows: 2, batch: 2 })
+        }
+        _ => None,
+    }
+}
 
-/// A block of outputs at once: as many workgroups as there are blocks keep an H100 busy if each asks early for all it
-/// needs, many rows a lane, which share what the lane reads of the input: 4096 x 12288 takes about as long with 512/128
-/// x 8 as with 1024/32 x 1 (16.1 us), on half the lanes. Fewer workgroups want more lanes: 1024 x 3072 takes 2.8 us less
-/// with 1024/32 x 1.
+/// Outputs up to which a large device has one workgroup of whole blocks for each of its parts, or fewer.
+const FEW_OUTPUTS: usize = 4096;
+
+/// A block of outputs at once. One workgroup in each part of a device wants many lanes: 4096 x 4096 and 4096 x 12288 in Q4_K
+/// take a step of the 8B 0.08 of 2.75 ms less with 1024/32 x 1 and 1024/64 x 2 than with 512/128 x 8, in Q4_0 0.02 less; 1024
+/// x 3072 takes 2.8 us less with 1024/32 x 1. Where there are more, many rows a lane share what it reads of the input:
+/// 8192 x 28672 takes 8 us less with 512/128 x 8 than with 1024/128 x 4, 8192 x 8192 5 less than with 1024/64 x 2.
 fn of_whole_blocks(kind: &Kind, outputs: usize, columns: usize, facts: &AdapterFacts) -> FewCut {
     let usual = 1 << facts.group_lanes.min(512).ilog2();
     let wide = facts.group_lanes >= 1024;
     let (lanes, mut rows) = match columns {
-        1 if wide && outputs < ENOUGH_OUTPUTS => (1024, 1),
+        1 if wide && outputs <= FEW_OUTPUTS => (1024, if kind.blocks() < LONG_BLOCKS { 1 } else { 2 }),
         1 => (usual, 8),
         4 if wide => (1024, 2),
         2..=8 => (usual, 4),
@@ -191,5 +223,5 @@ fn of_whole_blocks(kind: &Kind, outputs: usize, columns: usize, facts: &AdapterF
     while rows > 1 && lanes / BLOCK * rows > kind.blocks() {
         rows /= 2;
     }
-    FewCut { lanes, team: lanes / BLOCK * rows, rows }
+    FewCut { lanes, team: lanes / BLOCK * rows, rows, batch: rows }
 }

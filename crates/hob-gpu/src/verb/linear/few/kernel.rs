@@ -4,8 +4,8 @@
 use hob_compute::{Activation, Combine};
 use hob_quant::Format;
 
-use super::MOST_PRODUCTS;
 use super::cut::Cut;
+use super::{MOST_PRODUCTS, ahead};
 use crate::format;
 use crate::stream::{Access, KernelKey, Source};
 use crate::template::Template;
@@ -42,6 +42,8 @@ pub(super) struct Kind {
     pub int8_out: bool,
     /// The output is normed, and what the norm leaves is written as well.
     pub fold: bool,
+    /// Buffers that are touched for what comes behind.
+    pub ahead: usize,
     pub subgroups: bool,
 }
 
@@ -77,13 +79,14 @@ impl Kind {
                 Combine::Gated(_) => 3,
             } << 4
             | u32::from(self.scaled) << 6
-            | u32::from(self.fold) << 7;
+            | u32::from(self.fold) << 7
+            | (self.ahead as u32) << 12;
         for (p, format) in self.formats.iter().enumerate() {
             formats |= format.map_or(255, Format::ggml_id) << (8 * p);
             flags |= u32::from(self.biases[p]) << (8 + p);
         }
-        let Cut { columns, lanes, team, rows, group_rows, parts, .. } = *cut;
-        let cuts = [columns, lanes, team, rows, group_rows, parts];
+        let Cut { columns, lanes, team, rows, batch, group_rows, parts, .. } = *cut;
+        let cuts = [columns, lanes, team, rows, batch, group_rows, parts];
         let cuts = cuts.iter().fold(0, |key, n| key << 4 | n.trailing_zeros());
         KernelKey { name: "linear of few rows", params: [formats, flags, self.cols as u32, cuts, 0, 0, 0, 0] }
     }
@@ -129,6 +132,10 @@ fn bindings(kind: &Kind) -> (String, Vec<Access>) {
     if kind.fold {
         bind("out_squares".into(), "f32", Access::Write);
     }
+    if kind.ahead > 0 {
+        (0..kind.ahead).for_each(|n| bind(format!("ahead_{n}"), "u32", Access::Read));
+        bind("touched".into(), "u32", Access::Write);
+    }
     (text, accesses)
 }
 
@@ -153,8 +160,13 @@ pub(super) fn source(kind: &Kind, cut: &Cut) -> Source {
         .flag("SCALED", kind.scaled)
         .flag("FOLD", kind.fold)
         .flag("FORM_OUT", kind.int8_out || kind.fold)
-        // Where eight lanes share a block, a fold has made its form by then.
-        .flag("FORM_LATE", kind.int8_out || kind.fold && !shared(cut))
+        .flag("FORM_SOON", kind.int8_out && shared(cut))
+        // Where eight lanes share a block, its form is made by then.
+        .flag("FORM_LATE", (kind.int8_out || kind.fold) && !shared(cut))
+        .flag("TOUCHES", kind.ahead > 0)
+        .value("AHEAD", kind.ahead)
+        .value("PAGE_WORDS", ahead::PAGE_BYTES / 4)
+        .value("MOST_PAGES", ahead::MOST_PAGES)
         .flag("BIAS_0", kind.biases[0])
         .flag("BIAS_1", kind.biases[1])
         .flag("BIAS_2", kind.biases[2])
@@ -221,6 +233,8 @@ fn products(kind: &Kind, cut: &Cut) -> String {
             .value("MOST", MOST_PRODUCTS)
             .value("NAME", bundle[0].0)
             .value("ROWS", cut.rows)
+            .value("BATCH", cut.batch)
+            .value("BATCHES", cut.rows / cut.batch)
             .value("COLUMNS", cut.columns)
             .value("COUNT", count)
             .value("TURNS", count / cut.team)
@@ -241,7 +255,10 @@ fn products(kind: &Kind, cut: &Cut) -> String {
 /// What a team's lanes do with their sums of a product: gate's have the first slots, up's the second half.
 fn puts(product: usize, kind: &Kind, cut: &Cut) -> String {
     let first = if kind.gated() { product * cut.group_rows * cut.columns } else { 0 };
-    let name = |i: usize| format!("acc_{product}_{}_{}", i / cut.columns, i % cut.columns);
+    let name = |i: usize| {
+        let (row, column) = (i / cut.columns, i % cut.columns);
+        format!("acc_{product}_{}_{}_{column}", row / cut.batch, row % cut.batch)
+    };
     let values: Vec<_> = (0..cut.rows * cut.columns).map(name).collect();
     if eights(cut) {
         let eight = |(i, v): (usize, &[String])| {
