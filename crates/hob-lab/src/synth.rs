@@ -22,8 +22,9 @@ use fill::Filler;
 pub use fill::formats;
 pub(crate) use fill::mix;
 pub use mix::{Mix, mixes};
+pub(crate) use mix::{fallback, head_type, types as mix_types};
 pub use shapes::{Attention, Delta, Experts, Kinds, Latent, SHAPES, Shape, Ssm, find};
-use tensors::{Role, Slot};
+pub(crate) use tensors::{Role, Slot};
 
 /// Deviation of a matrix's weights times the square root of its columns: keeps activations near their trained size.
 const GAIN: f32 = 0.8;

@@ -20,12 +20,22 @@ pub enum QuantError {
         "{format}: expected an output of {expected} {unit} for this input, found {found}; size it with Format::row_bytes and Format::block_len"
     )]
     OutputLength { format: Format, expected: usize, found: usize, unit: &'static str },
-    /// This format has no encoder; see [`Format::can_encode`].
-    #[error("{format}: no encoder; encode to one of the formats for which Format::can_encode is true")]
+    /// This format has no such encoder; see [`Format::can_encode`] and [`Format::can_quantize`].
+    #[error(
+        "{format}: no encoder of this kind; Format::can_encode and Format::can_quantize tell which have one"
+    )]
     NoEncoder { format: Format },
+    /// The importance does not belong to the weights.
+    #[error("{format}: expected the importance of {expected} columns, one for each weight, found {found}")]
+    ImportanceLength { format: Format, expected: usize, found: usize },
+    /// An importance is negative or not finite.
+    #[error(
+        "{format}: the importance of weight {at} is {found}; expected a mean square: finite and not negative"
+    )]
+    Importance { format: Format, at: usize, found: String },
     /// A block holds a NaN, an infinity, or weights too large for the format's f16 scale.
     #[error(
-        "{format}: weights {first}..{end} cannot be encoded: expected finite values whose scale fits f16; check the source tensor for NaN, infinity or outliers"
+        "{format}: weights {first}..{end} cannot be encoded: expected finite values within the format's range; check the source tensor for NaN, infinity or outliers"
     )]
     NotRepresentable { format: Format, first: usize, end: usize },
 }

@@ -22,4 +22,4 @@ pub use kv::{
 };
 pub use packed::packed_bytes;
 pub use registry::Format;
-pub use row::{decode_row, encode_row};
+pub use row::{decode_row, encode_row, quantize_row};

@@ -1,6 +1,7 @@
 //! Flags as typed, before anything is looked at: one struct per command. It must not touch the machine.
 
 mod lab;
+mod quantize;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use hob_plan::units::Size;
 use hob_plan::{Adapter, DiskWish, ExpertsOn, GpuWish, KvWish};
 
 pub use lab::{KvArgs, KvSubjectArgs, NeedleArgs};
+pub use quantize::{DitherArgs, GoalArgs, QuantizeArgs};
 
 /// Exit codes, shown by `hob --help`.
 pub const EXIT_CODES: &str = "\
@@ -51,6 +53,8 @@ pub enum Command {
     Rm(RmArgs),
     /// Show what a model file holds
     Show(ShowArgs),
+    /// Write a smaller GGUF of a model: one type, a recipe, or the best in a number of bits or bytes
+    Quantize(QuantizeArgs),
     /// Look after what earlier conversations left on disk
     Cache(CacheArgs),
     /// List, show or remove recorded conversations
@@ -428,6 +432,8 @@ pub enum LabTool {
     },
     /// Write a GGUF of a known shape with random weights: real speed and memory, no sense
     Synth(SynthArgs),
+    /// Write an F16 GGUF of a quantized model with noise in place of its roundings: a reference to judge types by
+    Dither(DitherArgs),
     /// Perplexity of a model on a text, as llama.cpp's perplexity computes it
     Ppl(PplArgs),
     /// How far model B strays from model A on a text: KL(A||B), top-1 agreement, perplexities

@@ -5,6 +5,7 @@ use hob_engine::EngineError;
 use hob_hub::HubError;
 use hob_lab::bench::BenchError;
 use hob_lab::eval::EvalError;
+use hob_lab::quantize::QuantizeError;
 use hob_lab::synth::SynthError;
 use hob_model::ModelError;
 use hob_plan::PlanError;
@@ -87,6 +88,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
             _ => USAGE,
         });
     }
+    if let Some(quantize) = cause.downcast_ref::<QuantizeError>() {
+        return Some(code_of_quantize(quantize));
+    }
     match cause.downcast_ref::<EngineError>()? {
         EngineError::PromptTooLong { .. } => Some(DOES_NOT_FIT),
         EngineError::Field { .. } | EngineError::EmptyPrompt => Some(USAGE),
@@ -95,6 +99,20 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
         EngineError::Model(model) => Some(code_of_model(model)),
         EngineError::Compute(compute) => Some(code_of_compute(compute)),
         _ => None,
+    }
+}
+
+fn code_of_quantize(error: &QuantizeError) -> i32 {
+    match error {
+        QuantizeError::Cancelled => INTERRUPTED,
+        QuantizeError::TooSmall { .. } => DOES_NOT_FIT,
+        QuantizeError::Safetensors { .. }
+        | QuantizeError::NothingToDo { .. }
+        | QuantizeError::Uneven { .. }
+        | QuantizeError::Weights { .. } => MODEL,
+        // The model was opened: the disk is full, or a name cannot be written to.
+        QuantizeError::File(_) => FAILED,
+        _ => USAGE,
     }
 }
 
@@ -167,6 +185,8 @@ mod tests {
             (Error::from(EvalError::Stopped), INTERRUPTED),
             (Error::from(EvalError::from(no_memory())), DOES_NOT_FIT),
             (Error::from(SynthError::Cancelled), INTERRUPTED),
+            (Error::from(QuantizeError::Cancelled), INTERRUPTED),
+            (Error::from(QuantizeError::Bits { wanted: 0.0 }), USAGE),
             (Error::from(SynthError::Syntax { text: "x".into() }), USAGE),
             (Error::from(std::io::Error::other("x")), FAILED),
         ] {

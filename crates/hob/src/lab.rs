@@ -11,6 +11,7 @@ use hob_lab::golden;
 use crate::args::{LabArgs, LabTool};
 use crate::exit;
 use crate::house::House;
+use crate::quantize;
 use crate::term;
 pub use kv::noise;
 pub use synth::shapes;
@@ -25,6 +26,7 @@ pub fn lab(house: &House, args: &LabArgs) -> Result<i32> {
             Ok(if report.passed() { exit::OK } else { exit::FAILED })
         }
         LabTool::Synth(args) => synth::synth(house, args),
+        LabTool::Dither(args) => quantize::dither(house, args),
         LabTool::Ppl(args) => eval::ppl(house, args),
         LabTool::Kl(args) => eval::kl(house, args),
         LabTool::Kv(args) => kv::kv(house, args),

@@ -12,6 +12,7 @@ mod hub;
 mod interrupt;
 mod lab;
 mod plan;
+mod quantize;
 mod record;
 mod reply;
 mod run;
@@ -58,6 +59,7 @@ fn dispatch(cli: Cli, started: Instant) -> Result<i32> {
         Some(Command::List(args)) => hub::list(&house, &args),
         Some(Command::Rm(args)) => hub::remove(&house, &args),
         Some(Command::Show(args)) => show::show(&house, &args),
+        Some(Command::Quantize(args)) => quantize::quantize(&house, &args),
         Some(Command::Cache(args)) => cache::cache(&house, &args),
         Some(Command::Sessions(args)) => sessions::sessions(&house, &args),
         Some(Command::Lab(args)) => lab::lab(&house, &args),

@@ -102,6 +102,7 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> String {
 pub enum Unit {
     Bytes,
     Tokens,
+    Tensors,
 }
 
 /// A bar on stderr; invisible where stderr is not a terminal.
@@ -121,6 +122,8 @@ fn style(unit: Unit, total: bool) -> ProgressStyle {
         (Unit::Bytes, false) => "{msg} {spinner} {bytes} {bytes_per_sec}",
         (Unit::Tokens, true) => "{msg} {bar:30} {pos}/{len} tokens {eta}",
         (Unit::Tokens, false) => "{msg} {spinner} {pos} tokens",
+        (Unit::Tensors, true) => "{msg} {bar:30} {pos}/{len} tensors {eta}",
+        (Unit::Tensors, false) => "{msg} {spinner} {pos} tensors",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -83,7 +83,7 @@ impl Mix {
 impl Mix {
     /// `general.file_type`: llama.cpp's `LLAMA_FTYPE`, which names the file in its tables. A plain k-quant goes by the
     /// smallest mix of that type.
-    pub(super) fn file_type(self) -> Option<u32> {
+    pub(crate) fn file_type(self) -> Option<u32> {
         let format = match self {
             Mix::Plain(format) | Mix::Experts(format) => format,
             Mix::Preset(Preset::Q3_K_M) => return Some(12),
@@ -124,7 +124,7 @@ impl Mix {
 }
 
 /// Types of all tensors of `slots`, in their order. `head` overrides the type of embedding and head.
-pub(super) fn types(slots: &[Slot], shape: &Shape, mix: Mix, head: Option<Format>) -> Vec<Format> {
+pub(crate) fn types(slots: &[Slot], shape: &Shape, mix: Mix, head: Option<Format>) -> Vec<Format> {
     let is_v = |slot: &&Slot| v_like(&slot.name);
     let mut place =
         Place { shape, layers: shape.layers, v_seen: 0, v_count: slots.iter().filter(is_v).count() };
@@ -235,20 +235,21 @@ fn more_bits(i: usize, count: usize) -> bool {
     i < count / 8 || i >= 7 * count / 8 || (i - count / 8) % 3 == 2
 }
 
-fn head_type(slot: &Slot) -> Format {
+/// The type of a head under every rule that does not name one.
+pub(crate) fn head_type(slot: &Slot) -> Format {
     let whole = slot.shape.last().is_some_and(|cols| cols.is_multiple_of(Format::Q6K.block_len()));
     if whole { Format::Q6K } else { Format::Q8_0 }
 }
 
 /// What is taken when rows are not whole blocks: the next larger type in blocks of 32, or F16.
-fn fallback(wanted: Format, slot: &Slot) -> Format {
+pub(crate) fn fallback(wanted: Format, slot: &Slot) -> Format {
     let cols = slot.shape.last().copied().unwrap_or(0);
     let fits = |format: Format| cols.is_multiple_of(format.block_len());
     if fits(wanted) {
         return wanted;
     }
     let smaller = match wanted {
-        Format::Q2K | Format::Q3K => Format::Q4_0,
+        Format::Q2K | Format::Q3K | Format::IQ4XS => Format::IQ4NL,
         Format::Q4K => Format::Q5_0,
         Format::Q5K => Format::Q5_1,
         Format::Q6K => Format::Q8_0,

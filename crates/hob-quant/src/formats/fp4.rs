@@ -3,7 +3,8 @@
 //!
 //! MXFP4 follows the OCP Microscaling Formats specification 1.0; NVFP4 is ggml's packing of four 16-weight groups.
 
-use super::each_block;
+use super::search::{Grid, each_block_searched, inverse_of, scale_error};
+use super::{BadBlock, each_block};
 use crate::int::{IntBlock, nibbles};
 
 /// Twice the sixteen E2M1 values. Code 8 (minus zero) is plain zero, as in ggml.
@@ -56,4 +57,48 @@ pub(crate) fn decode_nvfp4(bytes: &[u8], out: &mut [f32]) {
 
 pub(crate) fn int_mxfp4(b: &[u8], _: usize) -> IntBlock {
     IntBlock::plain(half_e8m0(b[0]), nibbles(&b[1..17], |q| DOUBLED_E2M1[usize::from(q)] as i8))
+}
+
+/// The code of the doubled value nearest to `v`; of two as near the one closer to zero, never minus zero.
+fn code(v: f32) -> u8 {
+    const BETWEEN: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0];
+    let size = v.abs();
+    let code = BETWEEN.iter().map(|&bound| u8::from(size > bound)).sum::<u8>();
+    code | u8::from(v < 0.0 && code > 0) << 3
+}
+
+struct Doubled;
+
+impl Grid for Doubled {
+    fn level(&self, v: f32) -> f32 {
+        DOUBLED_E2M1[usize::from(code(v))]
+    }
+
+    fn ends(&self) -> [f32; 2] {
+        [-12.0, 12.0]
+    }
+
+    fn step(&self) -> f32 {
+        1.0
+    }
+}
+
+/// The power of two that the specification takes for the largest weight, or a neighbor that leaves less error.
+pub(crate) fn quantize_mxfp4(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    each_block_searched(x, importance, out, |x: &[f32; 32], w, b: &mut [u8; 17]| {
+        let largest = x.iter().fold(0f32, |most, v| most.max(v.abs()));
+        // Exponent of the largest weight less that of the largest value, 6; blocks near zero have been left out.
+        let spec = (largest.to_bits() >> 23) as i32 - 2;
+        let tries = (spec - 1).clamp(0, 254)..=(spec + 1).clamp(0, 254);
+        let error = |e: i32| scale_error(&Doubled, x, w, half_e8m0(e as u8));
+        let best = tries
+            .map(|e| (error(e), e))
+            .fold((f32::INFINITY, 0), |best, next| if next.0 < best.0 { next } else { best });
+        b[0] = best.1 as u8;
+        let inverse = inverse_of(half_e8m0(b[0]));
+        for i in 0..16 {
+            b[1 + i] = code(x[i] * inverse) | code(x[i + 16] * inverse) << 4;
+        }
+        true
+    })
 }

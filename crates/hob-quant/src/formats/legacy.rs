@@ -2,11 +2,14 @@
 //! Each block starts with an f16 scale `d` (and for `_1` an f16 minimum `m`); low nibbles hold weights 0..16, high
 //! nibbles 16..32; the fifth bits stand in one little-endian u32, bit i for weight i. It must not know superblocks.
 //!
-//! Encoders follow the published reference quantizer: `d` is kept in f32 while rounding and stored as f16, so they are
+//! `encode_*` follow the published reference quantizer: `d` is kept in f32 while rounding and stored as f16, so they are
 //! bit-exact with it for finite weights. A block whose scale overflows f16 is refused instead of stored as infinity.
+//! `quantize_*` search.
 
 use half::f16;
 
+use super::search::{Affine, Grid, Steps, each_block_searched, fit_affine, fit_scale, inverse_of};
+use super::superblock::Half;
 use super::{BadBlock, each_block, each_block_out, f16_at, signed, u32_at};
 use crate::int::{IntBlock, Minima, nibbles};
 
@@ -213,6 +216,77 @@ pub(crate) fn encode_q8_0(x: &[f32], out: &mut [u8]) -> Result<(), BadBlock> {
             *o = (round_away(v * scale) as i8).to_le_bytes()[0];
         }
         put_f16(b, 0, d)
+    })
+}
+
+/// The searched scale of a symmetric block, and its codes.
+fn searched(x: &[f32; 32], w: &[f32; 32], half: f32) -> Option<(Half, [u8; 32])> {
+    let steps = Steps { low: -half, high: half - 1.0 };
+    let d = Half::of(fit_scale(&steps, x, w))?;
+    let inverse = inverse_of(d.value);
+    Some((d, x.map(|v| (steps.level(v * inverse) + half) as u8)))
+}
+
+/// Searched scale and minimum of a block, and its codes.
+fn searched_pair(x: &[f32; 32], w: &[f32; 32], top: f32) -> Option<([Half; 2], [u8; 32])> {
+    let pair = fit_affine(x, w, top, false);
+    let (d, m) = (Half::of(pair.scale)?, Half::of(pair.min)?);
+    let stored = Affine { scale: d.value, min: m.value };
+    Some(([d, m], x.map(|v| stored.code(v, top) as u8)))
+}
+
+pub(crate) fn quantize_q4_0(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    each_block_searched(x, importance, out, |x: &[f32; 32], w, b: &mut [u8; 18]| {
+        let Some((d, q)) = searched(x, w, 8.0) else { return false };
+        put_nibbles(&mut b[2..], &q);
+        d.put(b, 0);
+        true
+    })
+}
+
+pub(crate) fn quantize_q4_1(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    each_block_searched(x, importance, out, |x: &[f32; 32], w, b: &mut [u8; 20]| {
+        let Some(([d, m], q)) = searched_pair(x, w, 15.0) else { return false };
+        put_nibbles(&mut b[4..], &q);
+        d.put(b, 0);
+        m.put(b, 2);
+        true
+    })
+}
+
+pub(crate) fn quantize_q5_0(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    each_block_searched(x, importance, out, |x: &[f32; 32], w, b: &mut [u8; 22]| {
+        let Some((d, q)) = searched(x, w, 16.0) else { return false };
+        b[2..6].copy_from_slice(&fifth_bits(&q).to_le_bytes());
+        put_nibbles(&mut b[6..], &q);
+        d.put(b, 0);
+        true
+    })
+}
+
+pub(crate) fn quantize_q5_1(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    each_block_searched(x, importance, out, |x: &[f32; 32], w, b: &mut [u8; 24]| {
+        let Some(([d, m], q)) = searched_pair(x, w, 31.0) else { return false };
+        b[4..8].copy_from_slice(&fifth_bits(&q).to_le_bytes());
+        put_nibbles(&mut b[8..], &q);
+        d.put(b, 0);
+        m.put(b, 2);
+        true
+    })
+}
+
+/// The published scale, but codes that fit what is stored of it. 255 levels leave a search nothing to gain that the next
+/// smaller format does not lose a hundred times over.
+pub(crate) fn quantize_q8_0(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    const STEPS: Steps = Steps { low: -127.0, high: 127.0 };
+    each_block_searched(x, None, out, |x: &[f32; 32], _, b: &mut [u8; 34]| {
+        let Some(d) = Half::of(signed_max(x).abs() / 127.0) else { return false };
+        let inverse = inverse_of(d.value);
+        for (o, v) in b[2..].iter_mut().zip(x) {
+            *o = (STEPS.level(v * inverse) as i8).to_le_bytes()[0];
+        }
+        d.put(b, 0);
+        true
     })
 }
 

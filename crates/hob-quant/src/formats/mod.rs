@@ -16,6 +16,8 @@ pub(crate) mod q4k;
 pub(crate) mod q5k;
 pub(crate) mod q6k;
 pub(crate) mod q8k;
+mod search;
+mod superblock;
 pub(crate) mod tables;
 pub(crate) mod ternary;
 

@@ -66,3 +66,28 @@ pub(crate) fn encode_bf16(x: &[f32], out: &mut [u8]) -> Result<(), BadBlock> {
     }
     Ok(())
 }
+
+/// Refuses values that are, or would become, no finite number.
+fn checked(
+    x: &[f32],
+    out: &mut [u8],
+    encode: fn(&[f32], &mut [u8]) -> Result<(), BadBlock>,
+    most: f32,
+) -> Result<(), BadBlock> {
+    match x.iter().position(|v| !v.is_finite() || v.abs() > most) {
+        Some(at) => Err(BadBlock(at)),
+        None => encode(x, out),
+    }
+}
+
+pub(crate) fn quantize_f32(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    checked(x, out, encode_f32, f32::MAX)
+}
+
+pub(crate) fn quantize_f16(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    checked(x, out, encode_f16, 65_519.0) // larger ones round to infinity
+}
+
+pub(crate) fn quantize_bf16(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    checked(x, out, encode_bf16, f32::from_bits(0x7F7F_7FFF))
+}

@@ -2,7 +2,9 @@
 //! Bytes 0..32 high bits (a *clear* bit subtracts 4), 32..96 low bit pairs, 96..108 scales, 108..110 `d`.
 //! `w = d * (scale - 32) * q`. It must not know other formats.
 
-use super::{QK, each_block, f16_at};
+use super::search::{Grid, Steps, each_block_searched, inverse_of};
+use super::superblock::signed;
+use super::{BadBlock, QK, each_block, f16_at};
 use crate::int::{IntBlock, Minima};
 
 /// The 16 scales minus 32: low nibbles stand in bytes 0..8 (scale s in byte s % 8, half s / 8), bit pairs 4 and 5 in
@@ -42,4 +44,24 @@ pub(crate) fn int(b: &[u8], block: usize) -> IntBlock {
         d: f16_at(b, 108),
         minima: Minima::None,
     }
+}
+
+pub(crate) fn quantize(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    const STEPS: Steps = Steps { low: -4.0, high: 3.0 };
+    each_block_searched(x, importance, out, |x: &[f32; QK], w, b: &mut [u8; 110]| {
+        let Some(found) = signed::<_, QK, 16, 16>(&STEPS, x, w, (-32, 31)) else { return false };
+        for (s, x) in x.as_chunks::<16>().0.iter().enumerate() {
+            let scale = (found.scales[s] + 32) as u8;
+            b[96 + s % 8] |= (scale & 15) << (4 * (s / 8));
+            b[104 + s % 4] |= (scale >> 4) << (2 * (s / 4));
+            let inverse = inverse_of(found.scale(s));
+            for (i, v) in x.iter().enumerate() {
+                let q = (STEPS.level(v * inverse) + 4.0) as u8;
+                b[16 * (s % 2) + i] |= (q >> 2) << (s / 2);
+                b[32 + 32 * (s / 8) + 16 * (s % 2) + i] |= (q & 3) << (2 * (s / 2 % 4));
+            }
+        }
+        found.d.put(b, 108);
+        true
+    })
 }

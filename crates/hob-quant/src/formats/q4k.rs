@@ -2,7 +2,9 @@
 //! Bytes 0..2 `d`, 2..4 `dmin`, 4..16 scales and minima, 16..144 nibbles: 32 bytes hold two sub-blocks, low nibbles
 //! first. `w = d * scale * q - dmin * min`. Q5_K shares the packing of the scales.
 
-use super::{QK, each_block, f16_at};
+use super::search::each_block_searched;
+use super::superblock::{WithMinima, with_minima};
+use super::{BadBlock, QK, each_block, f16_at};
 use crate::int::{IntBlock, Minima};
 
 /// The 8 (scale, minimum) pairs of Q4_K and Q5_K. Of 12 bytes, the low six bits of bytes 0..4 are scales 0..4 and of
@@ -43,4 +45,36 @@ pub(super) fn int_scaled(b: &[u8], s: usize, codes: [i8; 32]) -> IntBlock {
 pub(crate) fn int(b: &[u8], s: usize) -> IntBlock {
     let packed = &b[16 + 32 * (s / 2)..][..32];
     int_scaled(b, s, std::array::from_fn(|i| (packed[i] >> (4 * (s % 2)) & 15) as i8))
+}
+
+/// Writes factors, scales and minima; the inverse of [`scales_and_mins`] on zero bytes.
+pub(super) fn put_scales(b: &mut [u8], found: &WithMinima<8>) {
+    found.d.put(b, 0);
+    found.dmin.put(b, 2);
+    let packed = &mut b[4..16];
+    for (s, (scale, min)) in found.scales.into_iter().zip(found.mins).enumerate() {
+        if s < 4 {
+            packed[s] |= scale;
+            packed[s + 4] |= min;
+        } else {
+            packed[s + 4] = scale & 15 | min << 4;
+            packed[s - 4] |= scale >> 4 << 6;
+            packed[s] |= min >> 4 << 6;
+        }
+    }
+}
+
+pub(crate) fn quantize(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    const TOP: f32 = 15.0;
+    each_block_searched(x, importance, out, |x: &[f32; QK], w, b: &mut [u8; 144]| {
+        let Some(found) = with_minima::<QK, 32, 8>(x, w, TOP, 63) else { return false };
+        put_scales(b, &found);
+        for (s, x) in x.as_chunks::<32>().0.iter().enumerate() {
+            let pair = found.pair(s);
+            for (q, &v) in b[16 + 32 * (s / 2)..][..32].iter_mut().zip(x) {
+                *q |= (pair.code(v, TOP) as u8) << (4 * (s % 2));
+            }
+        }
+        true
+    })
 }

@@ -2,7 +2,9 @@
 //! Bytes 0..2 `d`, 2..4 `dmin`, 4..16 scales and minima, 16..48 fifth bits (sub-block s in bit s), 48..176 nibbles as
 //! in Q4_K. `w = d * scale * q - dmin * min`.
 
-use super::{QK, each_block, f16_at, q4k};
+use super::search::each_block_searched;
+use super::superblock::with_minima;
+use super::{BadBlock, QK, each_block, f16_at, q4k};
 use crate::IntBlock;
 
 pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
@@ -24,4 +26,21 @@ pub(crate) fn int(b: &[u8], s: usize) -> IntBlock {
     let low = &b[48 + 32 * (s / 2)..][..32];
     let code = |i: usize| low[i] >> (4 * (s % 2)) & 15 | (b[16 + i] >> s & 1) << 4;
     q4k::int_scaled(b, s, std::array::from_fn(|i| code(i) as i8))
+}
+
+pub(crate) fn quantize(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    const TOP: f32 = 31.0;
+    each_block_searched(x, importance, out, |x: &[f32; QK], w, b: &mut [u8; 176]| {
+        let Some(found) = with_minima::<QK, 32, 8>(x, w, TOP, 63) else { return false };
+        q4k::put_scales(b, &found);
+        for (s, x) in x.as_chunks::<32>().0.iter().enumerate() {
+            let pair = found.pair(s);
+            for (i, &v) in x.iter().enumerate() {
+                let q = pair.code(v, TOP) as u8;
+                b[16 + i] |= (q >> 4) << s;
+                b[48 + 32 * (s / 2) + i] |= (q & 15) << (4 * (s % 2));
+            }
+        }
+        true
+    })
 }

@@ -3,7 +3,8 @@
 //! runs of 32: runs 0 and 2 are the low and high nibbles of the half's first 32 low bytes, 1 and 3 of its second; run r
 //! takes bit pair r of the half's 32 high bytes. `w = d * scale * (q - 32)`. It must not know other formats.
 
-use super::{QK, each_block, f16_at, signed};
+use super::search::{Grid, Steps, each_block_searched, inverse_of};
+use super::{BadBlock, QK, each_block, f16_at, signed, superblock};
 use crate::int::{IntBlock, Minima};
 
 pub(crate) fn decode(bytes: &[u8], out: &mut [f32]) {
@@ -33,4 +34,25 @@ pub(crate) fn int(b: &[u8], block: usize) -> IntBlock {
         d: f16_at(b, 208),
         minima: Minima::None,
     }
+}
+
+pub(crate) fn quantize(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), BadBlock> {
+    const STEPS: Steps = Steps { low: -32.0, high: 31.0 };
+    each_block_searched(x, importance, out, |x: &[f32; QK], w, b: &mut [u8; 210]| {
+        let Some(found) = superblock::signed::<_, QK, 16, 16>(&STEPS, x, w, (-128, 127)) else {
+            return false;
+        };
+        for (s, x) in x.as_chunks::<16>().0.iter().enumerate() {
+            let (half, run, part) = (s / 8, s / 2 % 4, s % 2);
+            b[192 + s] = (found.scales[s] as i8).to_le_bytes()[0];
+            let inverse = inverse_of(found.scale(s));
+            for (i, v) in x.iter().enumerate() {
+                let q = (STEPS.level(v * inverse) + 32.0) as u8;
+                b[64 * half + 32 * (run % 2) + 16 * part + i] |= (q & 15) << (4 * (run / 2));
+                b[128 + 32 * half + 16 * part + i] |= (q >> 4) << (2 * run);
+            }
+        }
+        found.d.put(b, 208);
+        true
+    })
 }
