@@ -29,7 +29,8 @@ use staging::Ring;
 pub const IMMEDIATE_WORDS: usize = 32;
 /// Words of arguments between two submits; a submit comes earlier when they run out.
 const ARGUMENT_WORDS: usize = 1 << 18;
-/// Dispatches after which a submit is made where all of them are timed.
+/// Dispatches after which a submit is made where all of them are timed, or some take long: a driver's patience with a submit
+/// has an end.
 const SUBMIT_EVERY: usize = 96;
 /// Dispatches after which a submit is made where the device had nothing to do, so that it starts before all is recorded,
 /// until it has `BUSY` of them; and from then on: every submit costs an H100 about 20 us between dispatches.
@@ -135,6 +136,8 @@ pub struct Stream {
     sent: usize,
     done: usize,
     idle_at: usize,
+    /// Set by whoever records what may take milliseconds; until the next submit.
+    pub lengthy: bool,
     /// While on, dispatches only make their kernels and bind groups.
     pub rehearsing: bool,
 }
@@ -168,6 +171,7 @@ impl Stream {
             sent: 0,
             done: 0,
             idle_at: 0,
+            lengthy: false,
             rehearsing: false,
         };
         stream.arguments = stream.buffer("arguments", 4 * ARGUMENT_WORDS as u64)?;
@@ -338,6 +342,7 @@ impl Stream {
     fn most_open(&self) -> usize {
         match self.spans {
             Some(_) => SUBMIT_EVERY,
+            None if self.lengthy => SUBMIT_EVERY,
             None if self.sent - self.idle_at < BUSY => OPEN.0,
             None => OPEN.1,
         }
@@ -386,6 +391,7 @@ impl Stream {
         let Open { pass, encoder, dispatches } = open;
         drop(pass);
         self.sent += dispatches;
+        self.lengthy = false;
         let index = self.context.queue.submit(arguments.into_iter().chain([encoder.finish()]));
         self.short.submitted(&index);
         if let Some(long) = &mut self.long {

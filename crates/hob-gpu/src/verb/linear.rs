@@ -33,7 +33,11 @@ impl Gpu {
         for product in args.written() {
             self.acts.get_mut(VERB, product.out)?.written();
         }
-        if args.rows <= FEW_ROWS { self.run_few(args, fold) } else { self.run_many(args) }
+        if args.rows <= FEW_ROWS {
+            return self.run_few(args, fold);
+        }
+        self.stream.lengthy = true;
+        self.run_many(args)
     }
 
     pub(crate) fn check_linear(&self, args: &Linear) -> Result<()> {
