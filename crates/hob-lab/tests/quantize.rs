@@ -65,7 +65,8 @@ fn logits(file: &ModelFile) -> Vec<f32> {
     let mut model =
         Model::load_from(&FileTensors(file), info, &mut dev, &layout, &mut |_, _| {}).expect("loads");
     let sequence = model.new_sequence().expect("a sequence");
-    let row = |position| Row { sequence, position, token: Token::Host(position * 50), logits: true };
+    let row =
+        |position| Row { sequence, position, token: Token::Host(position * 50), logits: true, draft: false };
     model.step(&mut dev, &Batch { rows: (0..4).map(row).collect() }).expect("a step");
     let mut all = vec![0.0; 4 * model.info().config.vocab];
     dev.download(model.logits(), 0, &mut all).expect("logits");
